@@ -1,0 +1,125 @@
+"""A clip's listener as training data of a body: pictures at the training size, motion, silhouettes.
+
+Knows nothing of Gaussians. Pictures lie memory-mapped on disk, so memory does not grow with the clip's length.
+Axes: T frames, H, W at the training size.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from difflistener.basis import LandmarkBasis
+from difflistener.body.gaussians import Reference
+from difflistener.clip import MASK_LABELS, Clip, read_masks, replacing
+from difflistener.media import read_frames
+from difflistener.motion import NUM_MOTION
+from difflistener.progress import progress
+
+SILHOUETTE_MARGIN = 15 / 512
+"""How far outside the silhouette Gaussians may reach, as a share of the picture's longer side."""
+
+
+@dataclass(frozen=True)
+class BodyData:
+    frames: np.ndarray  # [T, H, W, 3] uint8, memory-mapped
+    outside: np.ndarray  # [T, H, W] bool, memory-mapped: true well outside the person
+    motion: torch.Tensor  # [T, 56]
+    translation: torch.Tensor  # [T, 3]
+    torso: torch.Tensor  # [T, 3]
+    landmarks: np.ndarray  # [T, 478, 3] pixels of the clip's video
+    valid: np.ndarray  # [T] bool
+    train: np.ndarray  # indices of frames to learn from
+    test: np.ndarray  # indices of frames held out
+    background: torch.Tensor  # [H, W, 3] 0..1
+    K: np.ndarray  # [3, 3] pixels at the training size
+    template: np.ndarray  # [478, 3]
+    basis: LandmarkBasis
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.frames.shape[1], self.frames.shape[2]
+
+    def picture(self, index) -> torch.Tensor:
+        """Frames [B, H, W, 3], 0..1."""
+        return torch.from_numpy(self.frames[index].astype(np.float32) / 255)
+
+    def reference(self, rotation_matrix: np.ndarray, index: int, labels: np.ndarray) -> Reference:
+        return Reference(self.frames[index].astype(np.float32) / 255, labels, rotation_matrix,
+                         self.translation[index].numpy(), self.K)
+
+
+def load_body_data(clip: Clip, resolution: int | None, cache: Path) -> tuple[BodyData, np.ndarray]:
+    """Read a clip's listener; pictures are scaled so that the longer side is `resolution` (never enlarged).
+
+    Args:
+        cache: folder for the scaled pictures; reused if they stand there already.
+
+    Returns:
+        The data and the label image [H, W] uint8 of every frame, memory-mapped [T, H, W].
+    """
+    camera = clip.read_json("listener", "camera.json")
+    width, height = camera["width"], camera["height"]
+    scale = min(1.0, (resolution or max(width, height)) / max(width, height))
+    size = (round(height * scale / 2) * 2, round(width * scale / 2) * 2)
+    frames, labels, outside = _cached_pictures(clip, size, cache)
+    scale_x, scale_y = size[1] / width, size[0] / height
+    K = np.array([[camera["focal"] * scale_x, 0, camera["cx"] * scale_x], [0, camera["focal"] * scale_y, camera["cy"] * scale_y], [0, 0, 1]])
+    motion = clip.motion()
+    indices = np.flatnonzero(motion.valid)
+    num_train = clip.meta["num_train_frames"]
+    torso = np.array(clip.read("listener", "torso"))
+    return BodyData(
+        frames, outside, torch.from_numpy(motion.values), torch.from_numpy(motion.translation), torch.from_numpy(torso),
+        np.array(clip.read("listener", "landmarks")), motion.valid, indices[indices < num_train], indices[indices >= num_train],
+        _background(clip, size), K, np.array(camera["template"]), LandmarkBasis.load(clip.path),
+    ), labels
+
+
+def _background(clip: Clip, size: tuple[int, int]) -> torch.Tensor:
+    from PIL import Image
+
+    plate = np.array(Image.open(clip.file("listener", "background.png")).convert("RGB"), dtype=np.float32) / 255
+    return _shrink(torch.from_numpy(plate), size)
+
+
+def _shrink(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Area-averaged picture [H, W, C]."""
+    if tuple(picture.shape[:2]) == size:
+        return picture
+    return F.interpolate(picture.permute(2, 0, 1)[None], size=size, mode="area")[0].permute(1, 2, 0)
+
+
+def _cached_pictures(clip: Clip, size: tuple[int, int], cache: Path):
+    height, width = size
+    count = clip.num_frames
+    paths = [cache / f"{name}_{width}x{height}.npy" for name in ("frames", "labels", "outside")]
+    if not all(path.is_file() for path in paths):
+        cache.mkdir(parents=True, exist_ok=True)
+        shapes = [((count, height, width, 3), np.uint8), ((count, height, width), np.uint8), ((count, height, width), np.bool_)]
+        with replacing(paths[0]) as a, replacing(paths[1]) as b, replacing(paths[2]) as c:
+            frames, labels, outside = (np.lib.format.open_memmap(p, "w+", dtype, shape) for p, (shape, dtype) in zip((a, b, c), shapes))
+            pairs = zip(read_frames(clip.file("listener", "video.mp4")), read_masks(clip.file("listener", "mask.npz")))
+            reach = max(1, round(SILHOUETTE_MARGIN * max(size)))
+            for (index, (frame, label)), _ in progress(enumerate(pairs), "read pictures", total=count):
+                frames[index] = (_shrink(torch.from_numpy(frame.astype(np.float32)), size) + 0.5).byte().numpy()
+                labels[index] = _nearest(label, size)
+                person = torch.from_numpy(labels[index] != MASK_LABELS["background"]).float()[None, None]
+                outside[index] = (F.max_pool2d(person, 2 * reach + 1, 1, reach)[0, 0] == 0).numpy()
+            for array in (frames, labels, outside):
+                array.flush()
+    frames, labels, outside = (np.load(path, mmap_mode="r") for path in paths)
+    return frames, labels, outside
+
+
+def _nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    rows = (np.arange(size[0]) + 0.5) * label.shape[0] / size[0]
+    columns = (np.arange(size[1]) + 0.5) * label.shape[1] / size[1]
+    return label[rows.astype(int)[:, None], columns.astype(int)]
+
+
+def split_is_usable(data: BodyData) -> bool:
+    return len(data.train) >= NUM_MOTION and len(data.test) > 0

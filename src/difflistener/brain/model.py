@@ -1,0 +1,243 @@
+"""The brain: speaker audio and expression in, listener motion out. Real units outside, normalised inside.
+
+Knows nothing of files but its own checkpoint, and nothing of bodies or pixels.
+Axes: B windows, T frames at 25 fps, K frames of a block, H of history, C of context, A audio feature, D = 56 motion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from difflistener.basis import LandmarkBasis
+from difflistener.brain.config import BrainConfig
+from difflistener.brain.diffusion import MAX_STEPS, ddim_sample, diffusion_loss, keyed_generator
+from difflistener.brain.networks import NETWORKS, Condition
+from difflistener.checkpoint import config_from_dict, load_checkpoint, load_tensors_into, save_checkpoint
+from difflistener.dataset import Statistics
+from difflistener.errors import UserError
+from difflistener.motion import NUM_EXPRESSION, NUM_MOTION
+
+
+class Normaliser(nn.Module):
+    """(x - mean) / std, with a zero std for dimensions that never move: those stay at the mean both ways."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def set(self, statistics: Statistics) -> None:
+        self.mean.copy_(torch.from_numpy(statistics.mean))
+        self.std.copy_(torch.from_numpy(statistics.std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) * torch.where(self.std > 0, 1 / self.std, 0)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x * self.std + self.mean
+
+
+class Brain(nn.Module):
+    """A trained or untrained brain. `Brain.from_pretrained(folder).generate(audio)` is all that most need.
+
+    Args:
+        landmark_basis: the basis that `config.basis` names, carried along (None for FLAME).
+    """
+
+    def __init__(self, config: BrainConfig, landmark_basis: LandmarkBasis | None = None):
+        super().__init__()
+        if config.network not in NETWORKS:
+            raise UserError(f"There is no brain network {config.network!r}.", f"Known networks: {', '.join(NETWORKS)}.")
+        self.config = config
+        self.landmark_basis = landmark_basis
+        self.motion = Normaliser(NUM_MOTION)
+        self.audio = Normaliser(config.audio_dim)
+        self.expression = Normaliser(NUM_EXPRESSION)
+        self.network = NETWORKS[config.network](config)
+
+    @property
+    def basis(self) -> str:
+        return self.config.basis
+
+    # Checkpoints
+
+    @classmethod
+    def from_pretrained(cls, directory: Path, device: str = "cpu") -> Brain:
+        """Load a folder that `save_pretrained` wrote. Raises `UserError` where it is none, or damaged."""
+        values, tensors = load_checkpoint(directory, "brain")
+        config = config_from_dict(BrainConfig, values, Path(directory) / "config.json")
+        carried = {name.removeprefix(BASIS): tensors.pop(name).numpy() for name in list(tensors) if name.startswith(BASIS)}
+        brain = cls(config, LandmarkBasis(**carried) if carried else None)
+        load_tensors_into(brain, tensors, Path(directory))
+        return brain.to(device).eval()
+
+    def save_pretrained(self, directory: Path, training: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint folder. `training` is a summary of how it was trained, shown in the card."""
+        tensors = self.state_dict()
+        if self.landmark_basis is not None:
+            tensors |= {BASIS + name: torch.from_numpy(array) for name, array in self.landmark_basis.to_tensors().items()}
+        save_checkpoint(directory, f"brain.{self.config.network}", dataclasses.asdict(self.config), tensors,
+                        _card(self.config, training or {}), training)
+
+    # Generation
+
+    @torch.no_grad()
+    def generate(
+        self,
+        audio: Tensor,  # [T, A]
+        expression: Tensor | None = None,  # [T, 50]
+        start: Tensor | None = None,  # [n, 56]
+        num_steps: int = 15,
+        seed: int = 0,
+        sample: int = 0,
+        expression_valid: Tensor | None = None,  # [T] bool
+    ) -> Tensor:  # [T, 56]
+        """One reaction to a speaker, block after block from its own past. Any T from 1 frame up.
+
+        Args:
+            audio: the feature that `config.audio` and `config.audio_settings` name.
+            expression: of the speaker, in basis `config.basis`; None if only heard.
+            start: listener motion just before the first frame, at least one frame; None to begin anywhere.
+            num_steps: DDIM steps, 1 to 50; a regression brain needs none.
+            seed, sample: reaction number `sample` under `seed`; each is one of many plausible ones.
+            expression_valid: frames of `expression` in which the speaker was seen; all by default.
+
+        Returns:
+            Motion in real units on the device of `audio`. Bit for bit the same for the same input, seed and sample.
+
+        Raises:
+            UserError: a wrong number of dimensions or frames, NaN, or steps out of range.
+        """
+        if not 1 <= num_steps <= MAX_STEPS:
+            raise UserError(f"{num_steps} DDIM steps were asked for.", f"Use 1 to {MAX_STEPS}.")
+        self._check(audio, expression, start, expression_valid)
+        home, device, config = audio.device, self.motion.mean.device, self.config
+        num_frames = len(audio)
+        if expression is not None and expression_valid is None:
+            expression_valid = torch.ones(num_frames)
+        motion = torch.empty(num_frames, NUM_MOTION)
+        past = torch.zeros(0, NUM_MOTION) if start is None else start[-config.history :].float().cpu()
+        for first in range(0, num_frames, config.block):
+            rows = torch.arange(first + config.block - config.context, first + config.block)
+            condition = self.condition(
+                audio=_rows(audio, rows)[None].to(device),
+                audio_present=(rows >= 0).float()[None].to(device),
+                expression=_rows(expression, rows, NUM_EXPRESSION)[None].to(device),
+                expression_present=_rows(expression_valid, rows)[None].to(device),
+                history=_recent(past, config.history)[None].to(device),
+                history_present=torch.tensor([float(len(past) > 0)], device=device),
+            )
+            noise = self.block_noise(seed, sample, first // config.block).to(device)
+            block = self.react(condition, noise, num_steps)[0].cpu()
+            motion[first : first + config.block] = block[: num_frames - first]
+            past = torch.cat([past, block])[-config.history :]
+        return motion.to(home)
+
+    def block_noise(self, seed: int, sample: int, number: int) -> Tensor:
+        """The noise [1, K, 56] that block `number` of a reaction starts from."""
+        return torch.randn(1, self.config.block, NUM_MOTION, generator=keyed_generator(seed, sample, number))
+
+    def react(self, condition: Condition, noise: Tensor, num_steps: int) -> Tensor:
+        """Motion [B, K, 56], real units, of one block each; `noise` [B, K, 56] is not used by a regression."""
+        limit = self.config.state_limit
+        if self.network.is_diffusion:
+            state = ddim_sample(self.network, noise, condition, num_steps, limit)
+        else:
+            state = self.network(condition).clamp(-limit, limit)
+        return self.motion.inverse(state)
+
+    def condition(self, audio: Tensor, audio_present: Tensor, expression: Tensor, expression_present: Tensor,
+                  history: Tensor, history_present: Tensor) -> Condition:
+        """What is perceived in windows [B, ...] of real units, normalised; absent rows become zero."""
+        limit = self.config.state_limit
+        return Condition(
+            audio=self.audio(audio) * audio_present[..., None], audio_present=audio_present,
+            expression=self.expression(expression) * expression_present[..., None], expression_present=expression_present,
+            history=self.motion(history).clamp(-limit, limit) * history_present[:, None, None],
+            history_present=history_present,
+        )
+
+    def loss(self, block: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
+        """Training loss of true motion `block` [B, K, 56], real units: mean squared error in parameter space."""
+        state = self.motion(block)
+        if self.network.is_diffusion:
+            return diffusion_loss(self.network, state, condition, generator)
+        return functional.mse_loss(self.network(condition), state)
+
+    def _check(self, audio: Tensor, expression: Tensor | None, start: Tensor | None, expression_valid: Tensor | None) -> None:
+        config = self.config
+        remedy = "Prepare the input with the settings in the brain's config.json."
+        if audio.ndim != 2 or audio.shape[1] != config.audio_dim:
+            got = f"{audio.shape[1]} numbers a frame" if audio.ndim == 2 else f"shape {tuple(audio.shape)}"
+            raise UserError(f"The audio features have {got}; the brain was trained on {config.audio} of {config.audio_dim}.", remedy)
+        for name, value, width in (("speaker expression", expression, NUM_EXPRESSION), ("start motion", start, NUM_MOTION)):
+            if value is not None and (value.ndim != 2 or value.shape[1] != width):
+                raise UserError(f"The {name} has shape {tuple(value.shape)}; [frames, {width}] is wanted.", remedy)
+        for name, value in (("speaker expression", expression), ("list of seen frames", expression_valid)):
+            if value is not None and len(value) != len(audio):
+                raise UserError(f"The {name} has {len(value)} frames, the audio features have {len(audio)}.", remedy)
+        if len(audio) == 0 or (start is not None and len(start) == 0):
+            raise UserError(f"The {'start motion' if len(audio) else 'audio'} has no frame.", "Give at least one frame.")
+        for name, value in (("audio features", audio), ("speaker expression", expression), ("start motion", start)):
+            if value is not None and not torch.isfinite(value).all():
+                frame = int(torch.nonzero(~torch.isfinite(value).all(1))[0])
+                raise UserError(f"The {name} are not finite at frame {frame}.", "Prepare the input again.")
+        if expression is not None and not config.uses_face:
+            import warnings
+
+            warnings.warn("This brain was trained without speaker expression; the one given is ignored.", stacklevel=3)
+
+
+BASIS = "landmark_basis."
+
+
+def _rows(array: Tensor | None, rows: Tensor, width: int | None = None) -> Tensor:
+    """`array[rows]`, zero before the first frame and where there is no array; after the last frame that one goes on."""
+    if array is None:
+        return torch.zeros(len(rows), width) if width else torch.zeros(len(rows))
+    taken = array[rows.clamp(0, len(array) - 1)].float().cpu()
+    taken[rows < 0] = 0
+    return taken
+
+
+def _recent(past: Tensor, history: int) -> Tensor:
+    """The last `history` rows of `past` [n, 56], the earliest repeated where there are fewer; zeros where none."""
+    if len(past) == 0:
+        return torch.zeros(history, NUM_MOTION)
+    return torch.cat([past[:1].expand(max(history - len(past), 0), -1), past[-history:]])
+
+
+def _card(config: BrainConfig, training: dict[str, Any]) -> str:
+    lines = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in training.items())
+    return f"""---
+library_name: difflistener
+license: other
+tags: [listening-head, motion-generation, {config.network}]
+---
+
+# Diff-Listener brain ({config.network})
+
+Generates the motion of a listener (56 numbers a frame, 25 fps, basis `{config.basis}`) from what a speaker says
+(`{config.audio}`, {config.audio_dim} numbers a frame){" and how the speaker's face moves" if config.uses_face else ""}.
+
+```python
+from difflistener.brain.model import Brain
+motion = Brain.from_pretrained("THIS_FOLDER").generate(audio)  # [T, {config.audio_dim}] -> [T, 56]
+```
+
+## Provenance
+
+{lines or "- not recorded"}
+
+## Licence
+
+The weights are bound by the terms of the clips named above; the code is Apache-2.0. Reactions are generated: they
+are nobody's opinion and must not be presented as a real person's.
+"""

@@ -1,0 +1,248 @@
+"""Trains a brain on clips. Files, progress and clocks are here; the arithmetic is in `model` and `diffusion`.
+
+Batches, noise and dropout are pure functions of (seed, step): a resumed run continues to the same loss bit for bit
+on the CPU, and there is no random state to save.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from difflistener.basis import LandmarkBasis
+from difflistener.brain.config import BrainConfig, BrainTraining
+from difflistener.brain.diffusion import keyed_generator
+from difflistener.brain.model import Brain
+from difflistener.brain.overfit import overfit_report
+from difflistener.checkpoint import (
+    claim_output, config_from_dict, load_training_state, optimizer_tensors, prepare_output, restore_optimizer,
+    save_training_state,
+)
+from difflistener.clip import Clip
+from difflistener.dataset import Batch, Pair, Windows, holdout_spans, load_pairs, statistics
+from difflistener.errors import UserError
+from difflistener.motion import NUM_MOTION
+from difflistener.progress import progress
+
+VALIDATION_WINDOWS = 512
+MAY_CHANGE = ("steps", "save_every", "device")
+"""Settings that a resumed run may give anew."""
+BYPRODUCTS = ("metrics.jsonl", "overfit.png", "overfit.json")
+
+
+def train_brain(clips: list[Path], out: Path, config: BrainTraining, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
+    """Train on `clips`, write the checkpoint to `out` and return its training summary.
+
+    Ctrl-C saves the state and raises KeyboardInterrupt; `resume` then continues to the loss of an unbroken run.
+
+    Raises:
+        UserError: a clip that lacks something, an output folder in use, settings that do not fit.
+    """
+    out = Path(out)
+    _check(config, clips)
+    pairs = load_pairs(clips, config.audio)
+    prepare_output(out, overwrite, resume, BYPRODUCTS)
+    recipe = {"clips": [str(pair.path) for pair in pairs], "config": dataclasses.asdict(config)}
+    state = _resumed(out, config, pairs) if resume else None
+    claim_output(out, f"brain.{config.network}", recipe)
+    trainer = Trainer(pairs, config, out, state)
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        trainer.save()
+        raise
+    summary = trainer.save()
+    if config.overfit:
+        summary |= {"overfit": overfit_report(trainer.brain(), pairs[0], out)}
+        trainer.brain().save_pretrained(out, summary)
+    return summary
+
+
+class Trainer:
+    """A brain, its average, its optimiser and the step they stand at."""
+
+    def __init__(self, pairs: list[Pair], config: BrainTraining, out: Path, state: tuple[dict[str, Tensor], dict] | None):
+        self.config, self.out, self.pairs = config, out, pairs
+        self.device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        holdout = 0.0 if config.overfit else config.holdout
+        spans, held = holdout_spans(pairs, holdout)
+        shape = (config.block, config.history, config.context)
+        self.windows = Windows(pairs, *shape, spans)
+        self.validation = Windows(pairs, *shape, held) if holdout else None
+        torch.manual_seed(config.seed)  # Layers draw their first weights from the global generator.
+        self.raw = Brain(brain_config(config, pairs), _landmark_basis(pairs[0])).to(self.device)
+        for name, values in statistics(pairs, spans).items():
+            getattr(self.raw, name).set(values)
+        self.average = AveragedModel(self.raw.network, multi_avg_fn=_average(config.ema))
+        self.optimizer = torch.optim.AdamW(self.raw.network.parameters(), lr=config.learning_rate, weight_decay=0.01)
+        self.step, self.seconds = 0, 0.0
+        if state is not None:
+            self._restore(*state)
+
+    def run(self) -> None:
+        """Train to the last step, saving on the way."""
+        config = self.config
+        left = range(self.step, config.steps)
+        total = 0.0
+        begun = time.monotonic()
+        for step, task in progress(left, f"brain ({config.network})", config.steps, self.step):
+            # Until the update is whole, an interruption leaves this step to be done again.
+            total += self._update(step)
+            self.step = step + 1
+            now = time.monotonic()
+            self.seconds, begun = self.seconds + now - begun, now
+            if self.step % 100 == 0 or self.step == config.steps:
+                row = {"step": self.step, "loss": total / ((self.step - 1) % 100 + 1), "seconds": round(self.seconds, 1)}
+                total = 0.0
+                if self.validation and (self.step % config.save_every == 0 or self.step == config.steps):
+                    row["validation_loss"] = self.validation_loss()
+                self._log(row)
+                task.set_note(" ".join(f"{name} {row[name]:.4f}" for name in ("loss", "validation_loss") if name in row))
+            if self.step % config.save_every == 0 and self.step < config.steps:
+                self.save()
+                begun = time.monotonic()
+
+    def _update(self, step: int) -> float:
+        config, raw = self.config, self.raw
+        batch = self.windows.draw(config.batch_size, config.seed, step)
+        generator = keyed_generator(config.seed, step)
+        loss = raw.loss(*self._perceived(raw, batch, generator, augment=True), generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(raw.network.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(step, config.steps)
+        self.optimizer.step()
+        self.average.update_parameters(raw.network)
+        return loss.item()
+
+    def _perceived(self, brain: Brain, batch: Batch, generator: torch.Generator, augment: bool):
+        """Target block and condition of a batch; with `augment`, its history is noisy or missing, its face may miss."""
+        config = self.config
+        tensors = {name: torch.from_numpy(value).float() for name, value in vars(batch).items()}
+        num = len(tensors["block"])
+        history_present = torch.ones(num)
+        if augment:
+            tensors["expression_present"] *= (torch.rand(num, 1, generator=generator) >= config.face_dropout).float()
+            history_present = (torch.rand(num, generator=generator) >= config.history_dropout).float()
+            # From none to all of the noise: clean history must be known too.
+            level = torch.rand(num, 1, 1, generator=generator) * config.history_noise
+            noise = torch.randn(tensors["history"].shape, generator=generator)
+            tensors["history"] = tensors["history"] + level * noise * brain.motion.std.cpu()
+        block = tensors.pop("block").to(self.device)
+        tensors = {name: value.to(self.device) for name, value in tensors.items()}
+        return block, brain.condition(**tensors, history_present=history_present.to(self.device))
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Loss of the averaged weights on held-out windows, always the same ones with the same noise."""
+        brain = self.brain()
+        generator = keyed_generator(self.config.seed)
+        which = torch.randperm(len(self.validation), generator=generator)[:VALIDATION_WINDOWS].numpy()
+        return brain.loss(*self._perceived(brain, self.validation.take(which), generator, augment=False), generator).item()
+
+    def brain(self) -> Brain:
+        """The brain with averaged weights, ready to generate."""
+        brain = Brain(self.raw.config, self.raw.landmark_basis).to(self.device).eval()
+        brain.load_state_dict(self.raw.state_dict() | {f"network.{name}": value for name, value in self.average.module.state_dict().items()})
+        return brain
+
+    def save(self) -> dict[str, Any]:
+        """Write checkpoint and training state; returns the training summary."""
+        summary = {
+            "clips": [{"path": str(pair.path), "frames": len(pair), "licences": _licences(pair)} for pair in self.pairs],
+            "steps": self.step, "seconds": round(self.seconds, 1), "windows": len(self.windows),
+            "recipe": dataclasses.asdict(self.config),
+        }
+        if self.validation:
+            summary["validation_loss"] = self.validation_loss()
+        self.brain().save_pretrained(self.out, summary)
+        tensors = {f"raw.{name}": value for name, value in self.raw.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        save_training_state(self.out, tensors | optimizer_tensors(self.optimizer),
+                            {"step": self.step, "seconds": self.seconds, "config": dataclasses.asdict(self.config),
+                             "clips": _fingerprint(self.pairs)})
+        return summary
+
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        def part(prefix):
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        self.raw.load_state_dict(part("raw."))
+        self.average.load_state_dict(part("average."))
+        restore_optimizer(self.optimizer, tensors)
+        self.step, self.seconds = state["step"], state["seconds"]
+        if self.step >= self.config.steps:
+            raise UserError(f"The run in {self.out} has done all of its {self.step} steps.",
+                            "Give --steps with a larger number to train on.")
+
+    def _log(self, row: dict[str, Any]) -> None:
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def brain_config(config: BrainTraining, pairs: list[Pair]) -> BrainConfig:
+    """What the trained brain will be."""
+    return BrainConfig(network=config.network, basis=pairs[0].basis, audio=config.audio, audio_dim=pairs[0].audio.shape[1],
+                       uses_face=config.face and any(pair.expression is not None for pair in pairs),
+                       audio_settings=pairs[0].audio_settings, block=config.block, history=config.history,
+                       context=config.context, width=config.width, layers=config.layers)
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Rises over the first hundred steps (or twentieth of the run), falls linearly to zero at the end."""
+    warm = min(100, max(steps // 20, 1))
+    return min((step + 1) / warm, (steps - step) / max(steps - warm, 1))
+
+
+def _average(decay: float):
+    """Running average whose decay grows with the number of updates, so that the first weights are soon forgotten."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        keep = min(decay, float((1 + num_averaged) / (10 + num_averaged)))
+        torch._foreach_lerp_(averaged, current, 1 - keep)
+
+    return update
+
+
+def _check(config: BrainTraining, clips: list[Path]) -> None:
+    for name in ("steps", "batch_size", "block", "history", "save_every", "width", "layers"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}.", "Give a number above zero.")
+    if config.context < config.block:
+        raise UserError(f"A context of {config.context} frames does not hold a block of {config.block}.", "Give a larger --context.")
+    if config.overfit and len(clips) != 1:
+        raise UserError(f"--overfit learns one clip by heart; {len(clips)} were given.", "Name one clip.")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda was asked for, but torch sees no CUDA GPU here.", "Use --device cpu, or see: difflistener doctor")
+
+
+def _resumed(out: Path, config: BrainTraining, pairs: list[Pair]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The saved training state, if it is of the same settings and clips."""
+    tensors, state = load_training_state(out)
+    before = dataclasses.asdict(config_from_dict(BrainTraining, state["config"], out / "training_state"))
+    for name, value in dataclasses.asdict(config).items():
+        if name not in MAY_CHANGE and before[name] != value:
+            raise UserError(f"The run in {out} was started with {name} = {before[name]}, not {value}.",
+                            "Resume with the same settings, or start over with --overwrite.")
+    if state["clips"] != _fingerprint(pairs):
+        raise UserError(f"The run in {out} was started on other clips.", "Resume with the same clips, or start over with --overwrite.")
+    return tensors, state
+
+
+def _fingerprint(pairs: list[Pair]) -> list[str]:
+    return [Clip.open(pair.path, check=False).meta["roles"]["listener"]["motion.npy"]["sha256"] for pair in pairs]
+
+
+def _licences(pair: Pair) -> list:
+    return Clip.open(pair.path, check=False).meta["licences"]
+
+
+def _landmark_basis(pair: Pair) -> LandmarkBasis | None:
+    return LandmarkBasis.load(pair.path) if (pair.path / "basis.safetensors").is_file() else None

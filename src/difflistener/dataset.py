@@ -1,0 +1,201 @@
+"""Clips -> aligned arrays -> windows -> batches of a speaker and the listener's reaction.
+
+Arrays stay memory-mapped; a batch is a pure function of (seed, step), so a resumed run sees the same batches.
+Knows nothing of networks. Axes: N windows of a batch, T frames at 25 fps, A audio feature, D = 56 motion.
+
+    frames       ... -40 ... -10 -1 | 0 ... 9        block = 10, history = 10, context = 50
+    audio, face  [-------------------------]         context frames, up to the end of the block
+    history                 [-------]                the listener's own past
+    block                            [------]        what the brain is to generate
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from difflistener.clip import Clip
+from difflistener.errors import UserError
+from difflistener.motion import NUM_EXPRESSION, NUM_MOTION, runs
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One clip's speaker and listener, frame by frame."""
+
+    path: Path
+    basis: str
+    motion: np.ndarray  # [T, 56] of the listener
+    valid: np.ndarray  # [T] bool, frames where the listener was seen
+    audio: np.ndarray  # [T, A] of the speaker
+    audio_settings: dict  # how the feature was made
+    expression: np.ndarray | None  # [T, 50] of the speaker
+    expression_valid: np.ndarray  # [T] bool, all false without a speaker's face
+
+    def __len__(self) -> int:
+        return len(self.motion)
+
+
+def load_pair(path: Path, audio: str) -> Pair:
+    """Open the clip at `path` with the speaker feature `audio` ("logmel" or "wav2vec2").
+
+    Raises:
+        UserError: no clip, a damaged one, one without listener motion or without that feature.
+    """
+    clip = Clip.open(path)
+    if not clip.has("listener", "motion.npy"):
+        raise UserError(f"The clip {path} has no listener motion (listener/motion.npy).",
+                        "Prepare it again with --listener VIDEO or --listener-motion FILE.")
+    if not clip.has("speaker", f"{audio}.npy"):
+        features = [name for name in ("logmel", "wav2vec2") if clip.has("speaker", f"{name}.npy")]
+        raise UserError(f"The clip {path} has no speaker feature {audio!r} (it has {', '.join(features) or 'none'}).",
+                        f"Prepare it again with --audio {audio}, or train with another --audio.")
+    has_face = clip.has("speaker", "expression.npy")
+    num_frames = clip.num_frames
+    if not has_face:
+        expression_valid = np.zeros(num_frames, bool)
+    elif clip.has("speaker", "valid.npy"):
+        expression_valid = np.asarray(clip.read("speaker", "valid"), bool)
+    else:
+        expression_valid = np.ones(num_frames, bool)
+    valid = clip.read("listener", "valid") if clip.has("listener", "valid.npy") else np.ones(num_frames)
+    return Pair(Path(path), clip.basis, clip.read("listener", "motion"), np.asarray(valid, bool),
+                clip.read("speaker", audio), clip.meta["roles"]["speaker"][f"{audio}.npy"]["settings"],
+                clip.read("speaker", "expression") if has_face else None, expression_valid)
+
+
+def load_pairs(paths: list[Path], audio: str) -> list[Pair]:
+    """`load_pair` for each clip; all must share basis, audio settings and feature width (`UserError` names two)."""
+    pairs = [load_pair(path, audio) for path in paths]
+    for pair in pairs[1:]:
+        for what, ours, first in (("basis", pair.basis, pairs[0].basis),
+                                  (f"{audio} settings", pair.audio_settings, pairs[0].audio_settings),
+                                  (f"{audio} width", pair.audio.shape[1], pairs[0].audio.shape[1])):
+            if ours != first:
+                raise UserError(f"The clips {pairs[0].path} and {pair.path} differ in {what}: {first} and {ours}.",
+                                "Prepare one of them again with the settings of the other.")
+    return pairs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows, not normalised; rows that do not exist are zero and marked absent."""
+
+    audio: np.ndarray  # [N, context, A]
+    audio_present: np.ndarray  # [N, context] bool
+    expression: np.ndarray  # [N, context, 50]
+    expression_present: np.ndarray  # [N, context] bool
+    history: np.ndarray  # [N, history, 56]
+    block: np.ndarray  # [N, block, 56]
+
+
+def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`array[rows]` as float32, zero where a row lies outside."""
+    inside = (rows >= 0) & (rows < len(array))
+    taken = np.asarray(array[np.clip(rows, 0, len(array) - 1)], np.float32)
+    taken[~inside] = 0
+    return taken
+
+
+class Windows:
+    """Every block of `block` frames that crosses no gap of the listener's `valid`.
+
+    History before the first frame of a valid run repeats that frame: the listener is known to start from it.
+
+    Args:
+        spans: frames (start, stop) of each pair to draw from; all frames by default.
+
+    Raises:
+        UserError: no valid run anywhere is as long as a block.
+    """
+
+    def __init__(self, pairs: list[Pair], block: int, history: int, context: int,
+                 spans: list[tuple[int, int]] | None = None):
+        self.pairs = pairs
+        self.block, self.history, self.context = block, history, context
+        rows = []
+        longest = 0
+        for index, pair in enumerate(pairs):
+            first, last = spans[index] if spans else (0, len(pair))
+            for start, stop in runs(pair.valid[first:last]):
+                longest = max(longest, stop - start)
+                starts = np.arange(first + start, first + stop - block + 1)
+                rows.append(np.stack([np.full_like(starts, index), starts, np.full_like(starts, first + start)], 1))
+        self.index = np.concatenate(rows) if rows else np.zeros((0, 3), int)  # pair, start, start of its run
+        if len(self.index) == 0:
+            raise UserError(f"No run of valid listener frames in {', '.join(str(p.path) for p in pairs)} is {block} "
+                            f"frames long (the longest has {longest}).", "Use longer clips or a smaller block.")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def draw(self, size: int, seed: int, step: int) -> Batch:
+        """`size` windows drawn evenly, the same for the same (seed, step)."""
+        return self.take(np.random.default_rng([seed, step]).integers(len(self), size=size))
+
+    def take(self, which: np.ndarray) -> Batch:
+        """The windows numbered `which` [N], in that order."""
+        parts: dict[str, np.ndarray] = {}
+        chosen = self.index[which]
+        for number in np.unique(chosen[:, 0]):
+            mine = chosen[:, 0] == number
+            for name, values in self._windows(self.pairs[number], chosen[mine, 1], chosen[mine, 2]).items():
+                parts.setdefault(name, np.empty((len(which), *values.shape[1:]), values.dtype))[mine] = values
+        return Batch(**parts)
+
+    def _windows(self, pair: Pair, start: np.ndarray, run: np.ndarray) -> dict[str, np.ndarray]:
+        past = start[:, None] + np.arange(self.block - self.context, self.block)
+        history = np.maximum(start[:, None] + np.arange(-self.history, 0), run[:, None])
+        present = (past >= 0) & gather(pair.expression_valid, past).astype(bool)
+        expression = (np.zeros((*past.shape, NUM_EXPRESSION), np.float32) if pair.expression is None
+                      else gather(pair.expression, past) * present[..., None])
+        return {"audio": gather(pair.audio, past), "audio_present": past >= 0,
+                "expression": expression, "expression_present": present,
+                "history": gather(pair.motion, history),
+                "block": gather(pair.motion, start[:, None] + np.arange(self.block))}
+
+
+def holdout_spans(pairs: list[Pair], fraction: float) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Training and validation spans (start, stop): the tail `fraction` of each clip is held out."""
+    cuts = [len(pair) - round(len(pair) * fraction) for pair in pairs]
+    return [(0, cut) for cut in cuts], [(cut, len(pair)) for cut, pair in zip(cuts, pairs)]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation per dimension; zero where a dimension never moves."""
+
+    mean: np.ndarray  # [C]
+    std: np.ndarray  # [C]
+
+
+CONSTANT = 1e-4
+"""A standard deviation below this (radians, expression units, log-mel units) is a dimension that does not move."""
+
+
+def statistics(pairs: list[Pair], spans: list[tuple[int, int]]) -> dict[str, Statistics]:
+    """Of "motion" [56], "audio" [A] and "expression" [50] over the valid frames in `spans`."""
+    result = {}
+    for name, width in (("motion", NUM_MOTION), ("audio", pairs[0].audio.shape[1]), ("expression", NUM_EXPRESSION)):
+        count, total, squares = 0, np.zeros(width), np.zeros(width)
+        offset = None
+        for pair, (first, last) in zip(pairs, spans):
+            array = getattr(pair, name)
+            if array is None:
+                continue
+            use = {"motion": pair.valid, "expression": pair.expression_valid}.get(name, np.ones(len(pair), bool))
+            for start in range(first, last, 4096):
+                stop = min(start + 4096, last)
+                rows = np.asarray(array[start:stop], np.float64)[use[start:stop]]
+                if offset is None and len(rows):
+                    offset = rows[0]
+                if len(rows):
+                    # Sums of differences from one frame: a large constant must not swamp a small variance.
+                    count, total, squares = count + len(rows), total + (rows - offset).sum(0), squares + ((rows - offset) ** 2).sum(0)
+        if count == 0:
+            result[name] = Statistics(np.zeros(width, np.float32), np.zeros(width, np.float32))
+            continue
+        std = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+        std[std < CONSTANT] = 0
+        result[name] = Statistics((offset + total / count).astype(np.float32), std.astype(np.float32))
+    return result

@@ -1,0 +1,531 @@
+"""`difflistener prepare`: videos of a speaker and a listener -> clip, in stages that can each be run again alone.
+
+    landmarks   frames -> landmarks, valid, crop          video     the crop, re-encoded at 25 fps
+    motion      landmarks -> pose, template, codes        masks     frames -> labels, background plate, torso motion
+    audio       sound -> audio.wav, features              report    what a person should look at
+
+A stage whose files stand in the clip with the same settings is skipped. Knows nothing of brains and bodies.
+"""
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from difflistener.basis import LandmarkBasis, fit_basis
+from difflistener.clip import Clip, MaskWriter, replacing, sha256
+from difflistener.errors import UserError
+from difflistener.media import VideoWriter, load_audio, num_frames, probe, read_frames
+from difflistener.motion import FLAME_BASES, FPS, NUM_EXPRESSION, NUM_MOTION, fill_gaps, runs
+from difflistener.prepare.config import FitBasis, Prepare
+from difflistener.progress import progress
+
+CROP_FACES = 2.6
+"""Side of the stored picture in heights of the face: head, hair and shoulders."""
+MIN_SIZE = 64
+VIDEO_CRF = 8
+"""Nearly lossless: the stored video is what a body learns from."""
+SAMPLES_PER_FRAME = 640
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one role's pictures or sound come from."""
+
+    role: str
+    path: Path
+    side: str | None
+    start: float
+    has_video: bool
+
+    def frames(self, count: int) -> Iterator[np.ndarray]:
+        """At most `count` pictures [H, W, 3] uint8 at 25 fps."""
+        for index, frame in enumerate(read_frames(self.path, self.start)):
+            if index == count:
+                return
+            half = frame.shape[1] // 2
+            yield {None: frame, "left": frame[:, :half], "right": frame[:, -half:]}[self.side]
+
+    def settings(self, count: int) -> dict:
+        return {"source": self.path.name, "sha256": sha256(self.path), "side": self.side, "start": self.start, "frames": count}
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of the source picture, and the side it is stored at."""
+
+    left: int
+    top: int
+    side: int
+    size: int
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        import cv2
+
+        part = frame[self.top : self.top + self.side, self.left : self.left + self.side]
+        if self.size == self.side:
+            return np.ascontiguousarray(part)
+        return cv2.resize(part, (self.size, self.size), interpolation=cv2.INTER_AREA)
+
+    def landmarks(self, points: np.ndarray) -> np.ndarray:
+        """Landmarks [T, 478, 3] in source pixels -> pixels of the stored picture."""
+        scale = self.size / self.side
+        return ((points - [self.left, self.top, 0]) * scale).astype(np.float32)
+
+
+def prepare(config: Prepare) -> dict:
+    """Make the clip and return what it holds."""
+    sources, planned = find_sources(config)
+    with output_clip(config) as clip:
+        if config.listener_motion is not None:
+            _store_motion(clip, config, planned)
+        else:
+            for source in sources:
+                if source.has_video:
+                    _landmark_stage(clip, source, planned, config)
+            _settle_length(clip, planned)
+            for source in sources:
+                if source.has_video:
+                    _video_stage(clip, source)
+            _motion_stage(clip, config)
+            if clip.has("listener", "landmarks.npy"):
+                _mask_stage(clip, config)
+        for source in sources:
+            if source.role == "speaker":
+                _audio_stage(clip, source, config)
+        _report_stage(clip)
+        clip.check()
+        summary = {"clip": str(config.out), "frames": clip.num_frames, "basis": clip.basis}
+        for role in clip.roles():
+            if clip.has(role, "valid.npy"):
+                summary[f"{role}_valid"] = int(clip.read(role, "valid").sum())
+        if clip.has("listener", "camera.json"):
+            summary["reprojection_px"] = clip.read_json("listener", "camera.json")["reprojection_px"]
+    return summary
+
+
+# ------------------------------------------------------------------------------------------------ what was given
+
+
+def find_sources(config: Prepare) -> tuple[list[Source], int]:
+    """The sources that the settings name, checked, and the number of frames that all of them have."""
+    if config.dyad is not None:
+        if config.speaker or config.listener or config.listener_motion:
+            raise UserError("--dyad shows both people; --speaker, --listener and --listener-motion do not go with it.", "Leave them out.")
+        if config.speaker_side is None:
+            raise UserError("--dyad needs --speaker-side.", "Say which half shows the speaker: --speaker-side left or right.")
+        other = {"left": "right", "right": "left"}[config.speaker_side]
+        given = [("speaker", config.dyad, config.speaker_side), ("listener", config.dyad, other)]
+    else:
+        if config.speaker_side is not None:
+            raise UserError("--speaker-side goes with --dyad.", "Give the split-screen video as --dyad.")
+        if config.listener and config.listener_motion:
+            raise UserError("--listener and --listener-motion are both given.", "Give one of them.")
+        given = [("speaker", config.speaker, None), ("listener", config.listener, None)]
+    given = [(role, path, side) for role, path, side in given if path is not None]
+    if not given and config.listener_motion is None:
+        raise UserError("Neither a speaker nor a listener is given.", "Give --speaker and --listener, or --dyad with --speaker-side.")
+    if config.size < MIN_SIZE:
+        raise UserError(f"--size is {config.size}.", f"Choose at least {MIN_SIZE} pixels.")
+    sources, counts = [], []
+    for role, path, side in given:
+        info = probe(path)
+        if role == "speaker" and not info.has_audio:
+            raise UserError(f"{path} has no sound; a listener reacts to what the speaker says.", "Give --speaker a file with sound.")
+        if role == "listener" and not info.has_video:
+            raise UserError(f"{path} has no pictures.", "Give --listener a video.")
+        sources.append(Source(role, path, side, config.start, info.has_video and config.listener_motion is None))
+        counts.append(num_frames(info.duration_s - config.start))
+        if counts[-1] < 1:
+            raise UserError(f"{path} ends at {info.duration_s:.2f} s, before --start {config.start:g}.", "Choose an earlier --start.")
+    if config.duration is not None:
+        if config.duration <= 0:
+            raise UserError(f"--duration is {config.duration}.", "Give a positive number of seconds.")
+        counts.append(num_frames(config.duration))
+    if config.listener_motion is not None:
+        counts.append(len(_read_motion(config)[0]))
+    return sources, min(counts)
+
+
+def _read_motion(config: Prepare) -> tuple[np.ndarray, int]:
+    """Stored motion [T, 56] from --start on, and its length."""
+    path = config.listener_motion
+    remedy = "It should be an .npz with exp [T,50] and pose [T,6] (rotation, jaw) at 25 fps."
+    if config.motion_basis not in FLAME_BASES:
+        raise UserError(f"--motion-basis {config.motion_basis} is not known.", f"Known: {', '.join(FLAME_BASES)}.")
+    if not path.is_file():
+        raise UserError(f"There is no file at {path}.", remedy)
+    try:
+        with np.load(path) as archive:
+            exp, pose = archive["exp"], archive["pose"]
+    except (KeyError, ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not stored motion ({error}).", remedy) from error
+    if exp.ndim != 2 or exp.shape[1] != NUM_EXPRESSION or pose.ndim != 2 or pose.shape[1] != 6:
+        raise UserError(f"{path} holds exp {list(exp.shape)} and pose {list(pose.shape)}.", remedy)
+    if len(exp) != len(pose):
+        raise UserError(f"{path} has {len(exp)} rows of exp and {len(pose)} of pose.", "Both must have the same T.")
+    motion = np.concatenate([exp, pose], 1).astype(np.float32)
+    bad = ~np.isfinite(motion).all(1)
+    if bad.any():
+        raise UserError(f"{path} is not finite at frame {int(np.flatnonzero(bad)[0])}.", "Repair or cut the track.")
+    first = num_frames(config.start)
+    if first >= len(motion):
+        raise UserError(f"{path} ends at {len(motion) / FPS:.2f} s, before --start {config.start:g}.", "Choose an earlier --start.")
+    return motion[first:], len(motion) - first
+
+
+@contextmanager
+def output_clip(config: Prepare) -> Iterator[Clip]:
+    """The clip to fill. With --overwrite the old one stays until the new one is whole."""
+    out = config.out
+    if config.overwrite and config.resume:
+        raise UserError("--overwrite and --resume exclude each other.", "Give one of them.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, not a folder.", "Name another --out.")
+    occupied = out.is_dir() and any(out.iterdir())
+    if occupied and not (out / "clip.json").is_file():
+        raise UserError(f"{out} holds files that are not a clip; they are left alone.", "Name another --out.")
+    if occupied and not (config.overwrite or config.resume):
+        raise UserError(f"{out} already holds a clip.", "Give --resume to go on with it, --overwrite to replace it, or another --out.")
+    fresh = not occupied
+    folder = out.with_name(f".{out.name}.new") if occupied and config.overwrite else out
+    clip = Clip.open(folder, check=False) if (folder / "clip.json").is_file() else Clip.create(folder)
+    try:
+        yield clip
+    except UserError:
+        if fresh and folder == out:
+            shutil.rmtree(out)
+        raise
+    if folder != out:
+        old = out.with_name(f".{out.name}.old.{os.getpid()}")
+        out.rename(old)
+        folder.rename(out)
+        shutil.rmtree(old)
+        clip.path = out
+
+
+# ------------------------------------------------------------------------------------------------------- stages
+
+
+def _store_motion(clip: Clip, config: Prepare, count: int) -> None:
+    motion, _ = _read_motion(config)
+    settings = {"source": config.listener_motion.name, "sha256": sha256(config.listener_motion), "start": config.start, "frames": count}
+    clip.set(num_frames=count, num_train_frames=_num_train(count, config), basis=config.motion_basis)
+    clip.write("listener", "motion", motion[:count], "import", settings)
+    clip.write("listener", "valid", np.ones(count, bool), "import", settings)
+    _add_licence(clip, f"{config.motion_basis} motion from {config.listener_motion.name}: see the terms of its data set and of FLAME")
+
+
+def _num_train(count: int, config: Prepare) -> int:
+    return max(1, round(count * (1 - config.holdout)))
+
+
+def _landmark_stage(clip: Clip, source: Source, planned: int, config: Prepare) -> None:
+    from difflistener.prepare.landmarks import LandmarkTracker
+
+    settings = source.settings(planned) | {"size": config.size}
+    if clip.is_current(source.role, "landmarks.npy", settings) and clip.is_current(source.role, "crop.json", settings):
+        return
+    points, valid, shape = [], [], None
+    tracker = LandmarkTracker()
+    for frame, _ in progress(source.frames(planned), f"track {source.role}", total=planned):
+        found = tracker.push(frame)
+        valid.append(found is not None)
+        points.append(np.full((478, 3), np.nan, np.float32) if found is None else found)
+        shape = frame.shape
+    valid = np.array(valid, bool)
+    if not valid.any():
+        raise UserError(f"No face was found in {source.path}{f' ({source.side} half)' if source.side else ''}.",
+                        f"Show one face, frontal and lit, at least {MIN_SIZE} pixels high; or choose another --start.")
+    _warn_of_gaps(source, valid)
+    points = fill_gaps(np.stack(points), valid)
+    crop = choose_crop(points[valid], shape, config.size)
+    clip.set(num_frames=None)
+    clip.write(source.role, "landmarks", crop.landmarks(points), "mediapipe face mesh", settings)
+    clip.write(source.role, "valid", valid, "mediapipe face mesh", settings)
+    with clip.adding(source.role, "crop.json", "prepare", settings) as temporary:
+        _dump(temporary, vars(crop))
+
+
+def _warn_of_gaps(source: Source, valid: np.ndarray) -> None:
+    missing = runs(~valid)
+    if missing:
+        spans = ", ".join(f"{a / FPS:.2f}-{b / FPS:.2f} s" for a, b in missing[:6]) + (" and more" if len(missing) > 6 else "")
+        warnings.warn(f"{source.path.name}: no face in {int((~valid).sum())} of {len(valid)} frames ({spans}); they are marked invalid.", stacklevel=2)
+
+
+def choose_crop(points: np.ndarray, shape: tuple[int, ...], size: int) -> Crop:
+    """The square of the source that shows the head with its shoulders over the whole clip.
+
+    Args:
+        points: tracked landmarks [T, 478, 3] in source pixels.
+        shape: (H, W, ...) of the source.
+        size: longest side to store.
+    """
+    height, width = shape[:2]
+    low, high = np.percentile(points[..., :2].min(1), 2, 0), np.percentile(points[..., :2].max(1), 98, 0)
+    face = np.median(np.ptp(points[..., 1], axis=1))
+    side = int(min(max(CROP_FACES * face, 1.5 * (high - low).max()), height, width))
+    centre = (low + high) / 2 + [0, 0.1 * face]
+    left = int(np.clip(round(centre[0] - side / 2), 0, width - side))
+    top = int(np.clip(round(centre[1] - side / 2), 0, height - side))
+    return Crop(left, top, side, min(side, size) // 2 * 2)
+
+
+def _settle_length(clip: Clip, planned: int) -> None:
+    """Give every role the number of frames that all have."""
+    lengths = {role: len(np.load(clip.file(role, "landmarks.npy"), mmap_mode="r")) for role in clip.roles() if clip.has(role, "landmarks.npy")}
+    count = min([planned, *lengths.values()])
+    if clip.num_frames is None:
+        clip.set(num_frames=count)
+    for role, length in lengths.items():
+        if length > count:
+            for name in ("landmarks", "valid"):
+                entry = clip.meta["roles"][role][f"{name}.npy"]
+                clip.write(role, name, np.array(clip.read(role, name)[:count]), entry["producer"], entry["settings"])
+
+
+def _video_stage(clip: Clip, source: Source) -> None:
+    crop = Crop(**clip.read_json(source.role, "crop.json"))
+    settings = {"crop": vars(crop), "landmarks": clip.meta["roles"][source.role]["landmarks.npy"]["sha256"], "crf": VIDEO_CRF}
+    if clip.is_current(source.role, "video.mp4", settings):
+        return
+    with clip.adding(source.role, "video.mp4", "x264", settings) as temporary:
+        with VideoWriter(temporary, crop.size, crop.size, crf=VIDEO_CRF) as writer:
+            for frame, _ in progress(source.frames(clip.num_frames), f"store {source.role}", total=clip.num_frames):
+                writer.write_frame(crop(frame))
+
+
+def _motion_stage(clip: Clip, config: Prepare) -> None:
+    from difflistener.prepare.pose import displacements, encode, landmark_weights, reprojection_error
+
+    roles = [role for role in clip.roles() if clip.has(role, "landmarks.npy")]
+    if not roles:
+        return
+    given = LandmarkBasis.load(config.basis) if config.basis else None
+    settings = {"basis": given.id if given else "own", "holdout": config.holdout,
+                "landmarks": {role: clip.meta["roles"][role]["landmarks.npy"]["sha256"] for role in roles}}
+    if all(clip.is_current(role, "camera.json", settings) for role in roles):
+        return
+    num_train = _num_train(clip.num_frames, config)
+    tracks = {role: _fit_pose(clip, role) for role in roles}
+    basis = given
+    if basis is None:
+        moved = []
+        for role in roles:
+            points, valid = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid"))
+            moved.append(displacements(tracks[role], points, valid)[:num_train][valid[:num_train]])
+        basis = fit_basis([m for m in moved if len(m)], landmark_weights())
+    basis.save(clip.path / "basis.safetensors")
+    clip.set(basis=basis.id, num_train_frames=num_train)
+    for role in roles:
+        points, valid, track = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid")), tracks[role]
+        codes = encode(track, points, valid, basis)
+        error = float(np.mean(reprojection_error(track, points, valid, basis, codes)[valid]))
+        _store_track(clip, role, track, points, valid, codes, error, settings)
+
+
+def _fit_pose(clip: Clip, role: str):
+    from difflistener.prepare.flow import refine_with_flow
+    from difflistener.prepare.pose import fit_head
+
+    points, valid = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid"))
+    path = clip.file(role, "video.mp4")
+    info = probe(path)
+    track = fit_head(points, valid, info.width, info.height)
+    frames = (frame for frame, _ in progress(read_frames(path), f"follow {role}", total=clip.num_frames))
+    return refine_with_flow(frames, track, points, valid)
+
+
+def _store_track(clip: Clip, role: str, track, points, valid, codes, error: float, settings: dict) -> None:
+    from difflistener.prepare.landmarks import eye_closure, gaze
+
+    rotation = fill_gaps(track.rotation.astype(np.float32), valid, is_rotation=True)
+    translation = fill_gaps(track.translation.astype(np.float32), valid)
+    codes = fill_gaps(codes, valid)
+    eyes = fill_gaps(np.concatenate([eye_closure(points), gaze(points)], 1).astype(np.float32), valid)
+    producer = "landmark and flow fit"
+    if role == "listener":
+        motion = np.concatenate([codes, rotation, np.zeros_like(rotation)], 1)
+        assert motion.shape[1] == NUM_MOTION
+        clip.write(role, "motion", motion, producer, settings)
+    else:
+        clip.write(role, "expression", codes, producer, settings)
+        clip.write(role, "rotation", rotation, producer, settings)
+    clip.write(role, "eyes", eyes, producer, settings)
+    clip.write(role, "translation", translation, producer, settings)
+    info = probe(clip.file(role, "video.mp4"))
+    camera = {"width": info.width, "height": info.height, "focal": float(track.focal), "cx": float(track.cx), "cy": float(track.cy),
+              "template": np.round(track.template, 5).tolist(), "reprojection_px": round(error, 3)}
+    with clip.adding(role, "camera.json", producer, settings) as temporary:
+        _dump(temporary, camera)
+
+
+def _mask_stage(clip: Clip, config: Prepare) -> None:
+    from PIL import Image
+
+    from difflistener.prepare.masks import PersonSegmenter, Plate, label_frames
+    from difflistener.prepare.torso import TorsoTracker
+
+    settings = {"video": clip.meta["roles"]["listener"]["video.mp4"]["sha256"], "holdout": config.holdout}
+    names = ("mask.npz", "background.png", "torso.npy")
+    if all(clip.is_current("listener", name, settings) for name in names):
+        return
+    points, valid = np.array(clip.read("listener", "landmarks")), np.array(clip.read("listener", "valid"))
+    plate, torso, segmenter = Plate(), TorsoTracker(), PersonSegmenter()
+    frames = read_frames(clip.file("listener", "video.mp4"))
+    with clip.adding("listener", "mask.npz", "mediapipe selfie segmentation", settings) as temporary:
+        writer = MaskWriter(temporary)
+        labelled = label_frames(frames, points, valid, segmenter)
+        for index, ((frame, labels, person), _) in enumerate(progress(labelled, "mask listener", total=clip.num_frames)):
+            writer.write(labels)
+            torso.add(frame, labels, points[index] if valid[index] else None)
+            if valid[index] and index < clip.meta["num_train_frames"]:
+                plate.add(frame, person)
+            last = frame
+        writer.close()
+    segmenter.close()
+    image = plate.image()
+    if image is None:
+        warnings.warn("The listener fills every frame: the background plate is plain grey.", stacklevel=2)
+        image = np.full_like(last, 128)
+    with clip.adding("listener", "background.png", "prepare", settings) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
+    motion, _, note = torso.result()
+    if note:
+        warnings.warn(f"listener: {note}.", stacklevel=2)
+    clip.write("listener", "torso", motion, "prepare", settings)
+
+
+def _audio_stage(clip: Clip, source: Source, config: Prepare) -> None:
+    from difflistener.prepare.audio import make_encoder
+
+    settings = source.settings(clip.num_frames)
+    samples = None
+    if not clip.is_current("speaker", "audio.wav", settings):
+        samples = _sound(source, clip.num_frames)
+        with clip.adding("speaker", "audio.wav", "PyAV", settings) as temporary:
+            _write_wav(temporary, samples)
+    for name in config.audio:
+        encoder = make_encoder(name, **({"model": config.wav2vec2_model} if name == "wav2vec2" else {}))
+        feature_settings = settings | encoder.settings()
+        if clip.is_current("speaker", f"{name}.npy", feature_settings):
+            continue
+        samples = _sound(source, clip.num_frames) if samples is None else samples
+        clip.write("speaker", name, encoder.encode(samples, clip.num_frames), name, feature_settings)
+
+
+def _sound(source: Source, count: int) -> np.ndarray:
+    """Exactly count * 640 samples: cut, or padded with silence."""
+    samples = load_audio(source.path, source.start, count / FPS)[: count * SAMPLES_PER_FRAME]
+    return np.pad(samples, (0, count * SAMPLES_PER_FRAME - len(samples)))
+
+
+def _write_wav(path: Path, samples: np.ndarray) -> None:
+    import wave
+
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes((np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes())
+
+
+def _report_stage(clip: Clip) -> None:
+    from difflistener.prepare.report import write_report
+
+    for role in clip.roles():
+        if clip.has(role, "landmarks.npy"):
+            write_report(clip.path / role / "report.png", role, **_report_inputs(clip, role))
+
+
+def _report_inputs(clip: Clip, role: str) -> dict:
+    from PIL import Image
+
+    from difflistener.clip import read_masks
+
+    valid, points = np.array(clip.read(role, "valid")), np.array(clip.read(role, "landmarks"))
+    shown = set(np.linspace(0, clip.num_frames - 1, 8).round().astype(int).tolist())
+    frames = {i: frame for i, frame in enumerate(read_frames(clip.file(role, "video.mp4"))) if i in shown}
+    labels = {}
+    if clip.has(role, "mask.npz"):
+        labels = {i: label for i, label in enumerate(read_masks(clip.file(role, "mask.npz"))) if i in shown}
+    camera = clip.read_json(role, "camera.json")
+    motion = np.array(clip.read(role, "motion")) if role == "listener" else None
+    rotation = motion[:, 50:53] if role == "listener" else np.array(clip.read(role, "rotation"))
+    codes = motion[:, :50] if role == "listener" else np.array(clip.read(role, "expression"))
+    curves = {"rotation (degrees)": np.degrees(rotation), "translation (inter-ocular)": np.array(clip.read(role, "translation")),
+              "expression codes 1-5": codes[:, :5], "eyelid closure": np.array(clip.read(role, "eyes"))[:, :2]}
+    if role == "speaker" and clip.has(role, "logmel.npy"):
+        curves["loudness (log-mel mean)"] = np.array(clip.read(role, "logmel")).mean(1, keepdims=True)
+    background = np.array(Image.open(clip.file(role, "background.png")).convert("RGB")) if clip.has(role, "background.png") else None
+    facts = {"frames": str(clip.num_frames), "valid": f"{valid.sum()} ({100 * valid.mean():.1f} %)", "basis": clip.basis,
+             "reprojection": f"{camera['reprojection_px']:.2f} px", "focal": f"{camera['focal']:.0f} px",
+             "size": f"{camera['width']}x{camera['height']}"}
+    samples = [(i, frames[i], points[i] if valid[i] else None, labels.get(i)) for i in sorted(frames)]
+    return {"samples": samples, "background": background, "curves": curves, "valid": valid, "facts": facts}
+
+
+def _dump(path: Path, value: dict) -> None:
+    import json
+
+    path.write_text(json.dumps(value) + "\n")
+
+
+def _add_licence(clip: Clip, entry: str) -> None:
+    if entry not in clip.meta["licences"]:
+        clip.set(licences=[*clip.meta["licences"], entry])
+
+
+# -------------------------------------------------------------------------------------------------- other verbs
+
+
+def fit_shared_basis(config: FitBasis) -> dict:
+    """Fit one basis on all tracked people of several clips and write it."""
+    from difflistener.prepare.pose import HeadTrack, displacements, landmark_weights
+
+    if config.out.exists() and not config.overwrite:
+        raise UserError(f"{config.out} exists.", "Give --overwrite to replace it, or another --out.")
+    moved = []
+    for path in config.clips:
+        clip = Clip.open(path)
+        for role in clip.roles():
+            if not clip.has(role, "landmarks.npy"):
+                continue
+            camera = clip.read_json(role, "camera.json")
+            rotation = clip.motion().rotation if role == "listener" else np.array(clip.read(role, "rotation"))
+            track = HeadTrack(camera["focal"], camera["cx"], camera["cy"], rotation, np.array(clip.read(role, "translation")),
+                              np.array(camera["template"]))
+            points, valid = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid"))
+            train = clip.meta["num_train_frames"]
+            moved.append(displacements(track, points, valid)[:train][valid[:train]])
+    if not moved:
+        raise UserError("None of these clips holds a tracked face.", "Prepare clips from videos first.")
+    basis = fit_basis(moved, landmark_weights())
+    basis.save(config.out)
+    return {"basis": basis.id, "file": str(config.out), "people": len(moved), "frames": sum(map(len, moved))}
+
+
+def track_speaker(video: Path, basis: LandmarkBasis) -> np.ndarray:
+    """Expression codes [T, 50] of the face in a video, in `basis`, as `prepare` would store them."""
+    from difflistener.prepare.landmarks import LandmarkTracker
+    from difflistener.prepare.pose import encode, fit_head
+
+    tracker = LandmarkTracker()
+    count = num_frames(probe(video).duration_s)
+    found = []
+    shape = None
+    for frame, _ in progress(read_frames(video), "track speaker", total=count):
+        found.append(tracker.push(frame))
+        shape = frame.shape
+    valid = np.array([f is not None for f in found], bool)
+    if not valid.any():
+        raise UserError(f"No face was found in {video}.", "Give --visual a video of the speaker's face, or leave it out.")
+    points = fill_gaps(np.stack([np.zeros((478, 3), np.float32) if f is None else f for f in found]), valid)
+    track = fit_head(points, valid, shape[1], shape[0])
+    return fill_gaps(encode(track, points, valid, basis), valid)
