@@ -11,6 +11,10 @@ Every file is written to a temporary name and renamed; nothing is ever pickled. 
 import difflib
 import json
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +50,7 @@ def save_checkpoint(directory: Path, type: str, config: dict[str, Any], tensors:
     directory = Path(directory)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(directory / "model.safetensors") as temporary:
-        save_file(stored, temporary, metadata={"format": "pt", "library": LIBRARY, "type": type})
+        save_file(stored, temporary, metadata={"format": "pt"})
     with replacing(directory / "README.md") as temporary:
         temporary.write_text(card)
     write_json(directory / "config.json",
@@ -185,6 +189,29 @@ def load_training_state(directory: Path) -> tuple[dict[str, Tensor], dict[str, A
     tensors = _load_safetensors(file)
     with safe_open(file, "pt") as opened:
         return tensors, json.loads(opened.metadata()["state"])
+
+
+@contextmanager
+def delayed_interrupt() -> Iterator[threading.Event]:
+    """Inside, the first Ctrl-C only sets the event, so that a training step is whole when it is saved.
+
+    The second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread nothing changes.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def handle(number, frame):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

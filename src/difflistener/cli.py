@@ -45,8 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _unknown(verb, arguments)
     settings_path, function_path, _ = VERBS[verb]
     try:
-        settings = _parse(_load(settings_path), verb, arguments[words:])
-        result = _load(function_path)(settings)
+        settings = parse(load(settings_path), verb, arguments[words:])
+        result = load(function_path)(settings)
     except UserError as error:
         print(f"error: {error.problem}\n{error.remedy}", file=sys.stderr)
         return 1
@@ -65,12 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _load(path: str):
+def load(path: str):
     module, name = path.split(":")
     return getattr(importlib.import_module(module), name)
 
 
-def _parse(settings_class, verb: str, arguments: list[str]):
+def parse(settings_class, verb: str, arguments: list[str]):
     """Settings from the command line, over those of `--config FILE` if it is given."""
     import tyro
 

@@ -9,7 +9,7 @@ Knows nothing of networks. Axes: N windows of a batch, T frames at 25 fps, A aud
     block                            [------]        what the brain is to generate
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,14 @@ class Pair:
 
     def __len__(self) -> int:
         return len(self.motion)
+
+    def longest_valid_run(self) -> "Pair":
+        """The frames of the longest run in which the listener was seen, as a pair of its own."""
+        start, stop = max(runs(self.valid), key=lambda run: run[1] - run[0], default=(0, 0))
+        frames = slice(start, stop)
+        return replace(self, motion=self.motion[frames], valid=self.valid[frames], audio=self.audio[frames],
+                       expression=None if self.expression is None else self.expression[frames],
+                       expression_valid=self.expression_valid[frames])
 
 
 def load_pair(path: Path, audio: str) -> Pair:
@@ -100,7 +108,8 @@ def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
 class Windows:
     """Every block of `block` frames that crosses no gap of the listener's `valid`.
 
-    History before the first frame of a valid run repeats that frame: the listener is known to start from it.
+    History before the first frame of a valid run repeats that frame: the listener is known to start from it. A block
+    may reach past the end of a clip: there the speaker is absent and the last frame holds, as in generation.
 
     Args:
         spans: frames (start, stop) of each pair to draw from; all frames by default.
@@ -119,8 +128,9 @@ class Windows:
             first, last = spans[index] if spans else (0, len(pair))
             for start, stop in runs(pair.valid[first:last]):
                 longest = max(longest, stop - start)
-                starts = np.arange(first + start, first + stop - block + 1)
-                rows.append(np.stack([np.full_like(starts, index), starts, np.full_like(starts, first + start)], 1))
+                run, end = first + start, first + stop
+                starts = np.arange(run, end if end == len(pair) else end - block + 1)
+                rows.append(np.stack([np.full_like(starts, index), starts, np.full_like(starts, run)], 1))
         self.index = np.concatenate(rows) if rows else np.zeros((0, 3), int)  # pair, start, start of its run
         if len(self.index) == 0:
             raise UserError(f"No run of valid listener frames in {', '.join(str(p.path) for p in pairs)} is {block} "
@@ -145,14 +155,16 @@ class Windows:
 
     def _windows(self, pair: Pair, start: np.ndarray, run: np.ndarray) -> dict[str, np.ndarray]:
         past = start[:, None] + np.arange(self.block - self.context, self.block)
+        inside = (past >= 0) & (past < len(pair))
+        block = np.minimum(start[:, None] + np.arange(self.block), len(pair) - 1)
         history = np.maximum(start[:, None] + np.arange(-self.history, 0), run[:, None])
-        present = (past >= 0) & gather(pair.expression_valid, past).astype(bool)
+        present = inside & gather(pair.expression_valid, past).astype(bool)
         expression = (np.zeros((*past.shape, NUM_EXPRESSION), np.float32) if pair.expression is None
                       else gather(pair.expression, past) * present[..., None])
-        return {"audio": gather(pair.audio, past), "audio_present": past >= 0,
+        return {"audio": gather(pair.audio, past), "audio_present": inside,
                 "expression": expression, "expression_present": present,
                 "history": gather(pair.motion, history),
-                "block": gather(pair.motion, start[:, None] + np.arange(self.block))}
+                "block": gather(pair.motion, block)}
 
 
 def holdout_spans(pairs: list[Pair], fraction: float) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

@@ -2,13 +2,14 @@
 
 Knows nothing of faces, features or clips. Axes: T frames at 25 fps, H, W; sound is float32 [n], mono, 16 kHz.
 
-One clock for both streams of a file: time zero is the first picture or the first sample, whichever is presented
-first. Sound that precedes the first picture by at most 0.1 s is encoder run-in and is cut, so that picture 0 of a
-25 fps file is frame 0. Before its first picture a file shows that picture; before its first sample it is silent.
+One clock for both streams of a file: time zero is the first picture or the first sample, whichever is
+presented first. Sound that precedes the first picture by at most 0.1 s is encoder run-in and is cut, so that
+picture 0 of a 25 fps file is frame 0. Before its first picture a file shows that picture; before its first
+sample it is silent.
 
-Frame k of a read is the source picture whose timestamp, rounded to the 25 fps grid, is the last one at or before k:
-every change of picture lands within half a frame (20 ms) of its timestamp, and a 25 fps file is passed through
-unchanged whatever the jitter of its timestamps.
+Frame k of a read is the source picture whose timestamp, rounded to the 25 fps grid, is the last one at or
+before k: every change of picture lands within half a frame (20 ms) of its timestamp, and a 25 fps file is
+passed through unchanged whatever the jitter of its timestamps.
 """
 
 import contextlib
@@ -261,9 +262,9 @@ def read_frames(
 ) -> Iterator[np.ndarray]:
     """Yields uint8 [H,W,3] RGB, upright, at exactly 25 fps: frame k is what is shown at start_s + k/25.
 
-    Any rate (constant or not), size, codec, quarter turn and pixel shape. Gives `num_frames(duration_s)` frames,
-    fewer where the pictures end earlier. Memory does not grow with length. A file that cannot be read, or has no
-    pictures, is a UserError at the call; a start beyond the end is one at the first frame.
+    Any rate (constant or not), size, codec, quarter turn and pixel shape. Gives `num_frames(duration_s)`
+    frames, fewer where the pictures end earlier. Memory does not grow with length. A file that cannot be
+    read, or has no pictures, is a UserError at the call; a start beyond the end is one at the first frame.
     """
     _check_range(start_s, duration_s)
     source = _inspect(path)
@@ -336,7 +337,7 @@ def _decode_video_from(source: _Source, origin: Fraction) -> Iterator[tuple[obje
 
 
 class _PictureConverter:
-    """PyAV frame -> uint8 [H,W,3] RGB, upright, in the size of the first picture (a live recording may change it)."""
+    """PyAV frame -> uint8 [H,W,3] RGB, upright, in the size of the first picture (live recordings change it)."""
 
     def __init__(self, source: _Source):
         self._size = source.stored_size
@@ -366,11 +367,12 @@ def read_audio(
 ) -> Iterator[np.ndarray]:
     """Yields float32 [n] pieces, mono, 16 kHz, within -1..1: sample i is what sounds at start_s + i/16000.
 
-    Channels are mixed without gaining level. Values are whole multiples of 2**-15, so that a 16-bit wav holds them
-    exactly. Silence is inserted where the stream starts late or has a gap and an overlap is cut, as soon as the
-    sound would be more than 20 ms off its timestamps. Always decoded from the beginning, which is cheap: any part
-    equals the same part of the whole, bit for bit. Stops where the sound stops. A file that cannot be read, or has
-    no sound, is a UserError at the call; a start beyond the end is one at the first piece.
+    Channels are mixed without gaining level. Values are whole multiples of 2**-15, so that a 16-bit wav holds
+    them exactly. Silence is inserted where the stream starts late or has a gap and an overlap is cut, as soon
+    as the sound would be more than 20 ms off its timestamps. Always decoded from the beginning, which is
+    cheap: any part equals the same part of the whole, bit for bit. Stops where the sound stops. A file that
+    cannot be read, or has no sound, is a UserError at the call; a start beyond the end is one at the first
+    piece.
     """
     _check_range(start_s, duration_s)
     source = _inspect(path)
@@ -452,11 +454,11 @@ def _int16(frames) -> np.ndarray:
 class VideoWriter:
     """Writes H.264 (yuv420p, BT.709) and AAC into an mp4 that can be played while it loads. A context manager.
 
-    Frames go straight to the encoder: memory does not grow with length as long as sound and pictures are written
-    in step. An odd width or height is made even by repeating the last column or row. The sound gets exactly the
-    length of the pictures: missing sound is silence, sound beyond the last frame is dropped, both with a warning
-    from one frame on. The file is written under a temporary name beside `path` and renamed at the end; after an
-    exception the temporary is removed and whatever was at `path` is untouched.
+    Frames go straight to the encoder: memory does not grow with length as long as sound and pictures are
+    written in step. An odd width or height is made even by repeating the last column or row. The sound gets
+    exactly the length of the pictures: missing sound is silence, sound beyond the last frame is dropped, both
+    with a warning from one frame on. The file is written under a temporary name beside `path` and renamed at
+    the end; after an exception the temporary is removed and whatever was at `path` is untouched.
 
     crf: constant rate factor of x264, 0 (lossless) to 51; 18 looks like the original.
     """
@@ -505,7 +507,9 @@ class VideoWriter:
             stream.options = {"crf": str(crf)}
         else:
             stream.bit_rate = int(stream.width * stream.height * self._fps / 5)
-            warnings.warn(f"libx264 is missing: {self.path.name} is encoded by {name}, crf is ignored.", stacklevel=3)
+            warnings.warn(
+                f"libx264 is missing: {self.path.name} is encoded by {name}, crf is ignored.", stacklevel=3
+            )
 
     def write_frame(self, frame: np.ndarray) -> None:
         """frame: uint8 [H,W,3] RGB."""
@@ -527,7 +531,7 @@ class VideoWriter:
         self._encode_sound()
 
     def write_audio(self, samples: np.ndarray) -> None:
-        """samples: float32 [n], mono, 16 kHz; beyond -1..1 it is clipped. What runs ahead of the pictures waits."""
+        """samples: float32 [n], mono, 16 kHz, clipped to -1..1. What runs ahead of the pictures waits."""
         if self._audio is None:
             raise ValueError("this VideoWriter was opened without audio=True")
         samples = np.asarray(samples, np.float32)
@@ -601,4 +605,6 @@ class VideoWriter:
                     f"The disk is full: {self.path} was not written ({error.strerror}).",
                     "Free some space, or write to another disk, and run it again.",
                 ) from error
-            raise UserError(f"{self.path} cannot be written ({error.strerror}).", "Choose another place.") from error
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}).", "Choose another place."
+            ) from error

@@ -15,14 +15,33 @@ from difflistener.brain.networks import Condition
 TRAIN_TIMESTEPS = 1000
 SCHEDULE = {"num_train_timesteps": TRAIN_TIMESTEPS, "beta_start": 1e-4, "beta_end": 1e-2, "beta_schedule": "linear",
             "prediction_type": "epsilon"}
-"""The last signal level is 0.08, not 0: there a wrong epsilon is enlarged 12-fold, not without bound."""
+"""Levels of noise. The last one keeps a signal of 0.08: generation starts where the network was trained."""
+
+ALPHAS_CUMPROD = DDPMScheduler(**SCHEDULE).alphas_cumprod
 
 MAX_STEPS = 50
 
 
 def keyed_generator(*key: int) -> torch.Generator:
-    """A CPU generator that depends on all numbers of `key` and on nothing else."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+    """A CPU generator that depends on all numbers (0 or more) of `key` and on nothing else."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> 1))
+
+
+def predict_epsilon(network: nn.Module, noisy: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+    """The noise in `noisy` [B, K, 56] at `timestep` [B].
+
+    epsilon = sigma * noisy + alpha * output, so that the network need not carry the noise through its layers, and an
+    error of its output moves the clean estimate by sigma times as much at every level (the identity behind the v of
+    Salimans & Ho 2022).
+    """
+    alpha, sigma = levels(timestep)
+    return sigma * noisy + alpha * network(noisy, timestep, condition)
+
+
+def levels(timestep: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of signal and of noise, [B, 1, 1] each, at `timestep` [B]."""
+    signal = ALPHAS_CUMPROD.to(timestep.device)[timestep][:, None, None]
+    return signal.sqrt(), (1 - signal).sqrt()
 
 
 def diffusion_loss(network: nn.Module, block: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
@@ -33,7 +52,7 @@ def diffusion_loss(network: nn.Module, block: Tensor, condition: Condition, gene
     timestep = (spread * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1).to(block.device)
     noise = torch.randn(block.shape, generator=generator).to(block.device)
     noisy = scheduler.add_noise(block, noise, timestep)
-    return functional.mse_loss(network(noisy, timestep, condition), noise)
+    return functional.mse_loss(predict_epsilon(network, noisy, timestep, condition), noise)
 
 
 def ddim_sample(network: nn.Module, noise: Tensor, condition: Condition, num_steps: int, limit: float) -> Tensor:
@@ -43,7 +62,9 @@ def ddim_sample(network: nn.Module, noise: Tensor, condition: Condition, num_ste
     scheduler.set_timesteps(num_steps)
     state = noise
     for timestep in scheduler.timesteps.tolist():
-        epsilon = network(state, torch.full((len(state),), timestep, device=state.device), condition)
+        epsilon = predict_epsilon(network, state, torch.full((len(state),), timestep, device=state.device), condition)
         # With the estimate held back, epsilon must be that of the held-back estimate, or the two no longer add up.
-        state = scheduler.step(epsilon, timestep, state, use_clipped_model_output=True).prev_sample
-    return state
+        step = scheduler.step(epsilon, timestep, state, use_clipped_model_output=True)
+        state = step.prev_sample
+    # Not `state`: where num_steps does not divide 1000, the scheduler's last step ends at timestep 0, which has noise.
+    return step.pred_original_sample

@@ -117,6 +117,8 @@ class Brain(nn.Module):
         """
         if not 1 <= num_steps <= MAX_STEPS:
             raise UserError(f"{num_steps} DDIM steps were asked for.", f"Use 1 to {MAX_STEPS}.")
+        if seed < 0 or sample < 0:
+            raise UserError(f"Seed {seed} and sample {sample} were asked for.", "Use numbers from 0 up.")
         self._check(audio, expression, start, expression_valid)
         home, device, config = audio.device, self.motion.mean.device, self.config
         num_frames = len(audio)
@@ -128,7 +130,7 @@ class Brain(nn.Module):
             rows = torch.arange(first + config.block - config.context, first + config.block)
             condition = self.condition(
                 audio=_rows(audio, rows)[None].to(device),
-                audio_present=(rows >= 0).float()[None].to(device),
+                audio_present=((rows >= 0) & (rows < num_frames)).float()[None].to(device),
                 expression=_rows(expression, rows, NUM_EXPRESSION)[None].to(device),
                 expression_present=_rows(expression_valid, rows)[None].to(device),
                 history=_recent(past, config.history)[None].to(device),
@@ -199,11 +201,11 @@ BASIS = "landmark_basis."
 
 
 def _rows(array: Tensor | None, rows: Tensor, width: int | None = None) -> Tensor:
-    """`array[rows]`, zero before the first frame and where there is no array; after the last frame that one goes on."""
+    """`array[rows]` as float32 on the CPU, zero where a row lies outside or there is no array."""
     if array is None:
         return torch.zeros(len(rows), width) if width else torch.zeros(len(rows))
-    taken = array[rows.clamp(0, len(array) - 1)].float().cpu()
-    taken[rows < 0] = 0
+    taken = array[rows.clamp(0, len(array) - 1).to(array.device)].float().cpu()
+    taken[(rows < 0) | (rows >= len(array))] = 0
     return taken
 
 

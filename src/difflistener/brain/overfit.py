@@ -45,7 +45,7 @@ def overfit_report(brain: Brain, pair: Pair, out: Path, num_steps: int = 15) -> 
               "second seed": _generate(brain, pair, truth, num_steps, seed=1),
               "true past": _generate_from_true_past(brain, pair, num_steps)}
     report = {"frames": len(pair), "ddim_steps": num_steps if brain.network.is_diffusion else None}
-    report |= {name: agreement(curve, truth[: len(curve)]) for name, curve in curves.items()}
+    report |= {name: agreement(curve, truth) for name, curve in curves.items()}
     report["rmse between the two seeds"] = float(np.sqrt(((curves["free-running"] - curves["second seed"]) ** 2).mean()))
     write_json(out / "overfit.json", report)
     with replacing(out / "overfit.png") as temporary:
@@ -63,14 +63,14 @@ def _generate(brain: Brain, pair: Pair, truth: np.ndarray, num_steps: int, seed:
 
 @torch.no_grad()
 def _generate_from_true_past(brain: Brain, pair: Pair, num_steps: int) -> np.ndarray:
-    """As `_generate`, but all blocks at once, each after the true past; frames that fill no block are left out."""
+    """As `_generate`, but all blocks at once, each after the true past."""
     config, device = brain.config, brain.motion.mean.device
     windows = Windows([pair], config.block, config.history, config.context)
     batch = windows.take(np.arange(0, len(windows), config.block))
     perceived = {name: torch.from_numpy(value).float().to(device) for name, value in vars(batch).items() if name != "block"}
     condition = brain.condition(**perceived, history_present=torch.ones(len(batch.block), device=device))
     noise = torch.cat([brain.block_noise(0, 0, number) for number in range(len(batch.block))])
-    return brain.react(condition, noise.to(device), num_steps).flatten(0, 1).cpu().numpy()
+    return brain.react(condition, noise.to(device), num_steps).flatten(0, 1)[: len(pair)].cpu().numpy()
 
 
 def _plot(curves: dict[str, np.ndarray], truth: np.ndarray, report: dict, network: str, path: Path) -> None:

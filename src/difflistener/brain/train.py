@@ -6,6 +6,7 @@ on the CPU, and there is no random state to save.
 
 import dataclasses
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,12 @@ from difflistener.brain.diffusion import keyed_generator
 from difflistener.brain.model import Brain
 from difflistener.brain.overfit import overfit_report
 from difflistener.checkpoint import (
-    claim_output, config_from_dict, load_training_state, optimizer_tensors, prepare_output, restore_optimizer,
+    claim_output, config_from_dict, delayed_interrupt, load_training_state, optimizer_tensors, prepare_output, restore_optimizer,
     save_training_state,
 )
 from difflistener.clip import Clip
 from difflistener.dataset import Batch, Pair, Windows, holdout_spans, load_pairs, statistics
 from difflistener.errors import UserError
-from difflistener.motion import NUM_MOTION
 from difflistener.progress import progress
 
 VALIDATION_WINDOWS = 512
@@ -46,17 +46,18 @@ def train_brain(clips: list[Path], out: Path, config: BrainTraining, overwrite: 
     out = Path(out)
     _check(config, clips)
     pairs = load_pairs(clips, config.audio)
+    if config.overfit:
+        pairs = [pairs[0].longest_valid_run()]
     prepare_output(out, overwrite, resume, BYPRODUCTS)
     recipe = {"clips": [str(pair.path) for pair in pairs], "config": dataclasses.asdict(config)}
     state = _resumed(out, config, pairs) if resume else None
     claim_output(out, f"brain.{config.network}", recipe)
     trainer = Trainer(pairs, config, out, state)
-    try:
-        trainer.run()
-    except KeyboardInterrupt:
-        trainer.save()
-        raise
-    summary = trainer.save()
+    with delayed_interrupt() as asked:
+        trainer.run(asked)
+        summary = trainer.save()
+    if asked.is_set():
+        raise KeyboardInterrupt
     if config.overfit:
         summary |= {"overfit": overfit_report(trainer.brain(), pairs[0], out)}
         trainer.brain().save_pretrained(out, summary)
@@ -79,26 +80,26 @@ class Trainer:
         for name, values in statistics(pairs, spans).items():
             getattr(self.raw, name).set(values)
         self.average = AveragedModel(self.raw.network, multi_avg_fn=_average(config.ema))
-        self.optimizer = torch.optim.AdamW(self.raw.network.parameters(), lr=config.learning_rate, weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(self.raw.network.parameters(), lr=config.learning_rate, weight_decay=0.01,
+                                           fused=True)
         self.step, self.seconds = 0, 0.0
+        self.total = 0.0  # Sum of losses since the last line of metrics.jsonl.
         if state is not None:
             self._restore(*state)
 
-    def run(self) -> None:
-        """Train to the last step, saving on the way."""
+    def run(self, asked: threading.Event) -> None:
+        """Train to the last step, or until `asked` to stop, saving on the way."""
         config = self.config
         left = range(self.step, config.steps)
-        total = 0.0
         begun = time.monotonic()
         for step, task in progress(left, f"brain ({config.network})", config.steps, self.step):
-            # Until the update is whole, an interruption leaves this step to be done again.
-            total += self._update(step)
+            self.total += self._update(step)
             self.step = step + 1
             now = time.monotonic()
             self.seconds, begun = self.seconds + now - begun, now
             if self.step % 100 == 0 or self.step == config.steps:
-                row = {"step": self.step, "loss": total / ((self.step - 1) % 100 + 1), "seconds": round(self.seconds, 1)}
-                total = 0.0
+                row = {"step": self.step, "loss": self.total / ((self.step - 1) % 100 + 1), "seconds": round(self.seconds, 1)}
+                self.total = 0.0
                 if self.validation and (self.step % config.save_every == 0 or self.step == config.steps):
                     row["validation_loss"] = self.validation_loss()
                 self._log(row)
@@ -106,6 +107,8 @@ class Trainer:
             if self.step % config.save_every == 0 and self.step < config.steps:
                 self.save()
                 begun = time.monotonic()
+            if asked.is_set():
+                break
 
     def _update(self, step: int) -> float:
         config, raw = self.config, self.raw
@@ -165,7 +168,7 @@ class Trainer:
         tensors = {f"raw.{name}": value for name, value in self.raw.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         save_training_state(self.out, tensors | optimizer_tensors(self.optimizer),
-                            {"step": self.step, "seconds": self.seconds, "config": dataclasses.asdict(self.config),
+                            {"step": self.step, "seconds": self.seconds, "total": self.total, "config": dataclasses.asdict(self.config),
                              "clips": _fingerprint(self.pairs)})
         return summary
 
@@ -176,7 +179,7 @@ class Trainer:
         self.raw.load_state_dict(part("raw."))
         self.average.load_state_dict(part("average."))
         restore_optimizer(self.optimizer, tensors)
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.total = state["step"], state["seconds"], state["total"]
         if self.step >= self.config.steps:
             raise UserError(f"The run in {self.out} has done all of its {self.step} steps.",
                             "Give --steps with a larger number to train on.")
@@ -215,6 +218,8 @@ def _check(config: BrainTraining, clips: list[Path]) -> None:
     for name in ("steps", "batch_size", "block", "history", "save_every", "width", "layers"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}.", "Give a number above zero.")
+    if config.seed < 0:
+        raise UserError(f"--seed is {config.seed}.", "Give a number from 0 up.")
     if config.context < config.block:
         raise UserError(f"A context of {config.context} frames does not hold a block of {config.block}.", "Give a larger --context.")
     if config.overfit and len(clips) != 1:

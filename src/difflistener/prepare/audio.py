@@ -1,7 +1,7 @@
 """Turns a mono 16 kHz signal into one feature row per 25 fps frame, the same numbers live and offline.
 
-Causal: row k uses only samples before the end of frame k, that is before (k + 1) * 640. (`Wav2Vec2` can be told to
-wait for more.) Before the first sample there is silence. Knows nothing of files or faces.
+Causal: row k uses only samples before the end of frame k, that is before (k + 1) * 640. (`Wav2Vec2` can be
+told to wait for more.) Before the first sample there is silence. Knows nothing of files or faces.
 Axes: n samples, T frames, dim features.
 """
 
@@ -42,13 +42,13 @@ class AudioStream:
     def __init__(
         self, dim: int, past: int, ahead: int, step: int, rows: Callable[[np.ndarray, int], np.ndarray]
     ):
-        """rows(signal float32 [past + m * step + ahead], m) -> [m * step / 640, dim]; past, ahead, step in samples."""
+        """past, ahead, step: samples. rows(signal [past + m * step + ahead], m) -> [m * step / 640, dim]."""
         self._dim, self._past, self._ahead, self._step, self._rows = dim, past, ahead, step, rows
         self._signal = np.zeros(past, np.float32)
         self._received = 0
 
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """samples [n], mono, 16 kHz, within -1..1 -> float32 [rows, dim], the rows that are complete now (often 0).
+        """samples [n], mono, 16 kHz, within -1..1 -> float32 [rows, dim]: the rows complete now, often none.
 
         ValueError for a sample that is not a finite number; it names its time.
         """
@@ -89,7 +89,7 @@ def _encode(stream: AudioStream, samples: np.ndarray, num_frames: int) -> np.nda
 
 
 def mel_filters(bands: int, fft_size: int) -> np.ndarray:
-    """float32 [fft_size / 2 + 1, bands]: triangles of height 1, evenly spaced from 0 to 8 kHz on Slaney's mel scale.
+    """float32 [fft_size / 2 + 1, bands]: triangles of height 1, evenly spaced 0 to 8 kHz, on Slaney's mel scale.
 
     The scale is linear (200/3 Hz a mel) up to 1 kHz and logarithmic above, 27 mels for a factor of 6.4
     (M. Slaney, Auditory Toolbox, 1998). Unlike HTK's it leaves no band between two bins empty here.
@@ -107,10 +107,11 @@ def mel_filters(bands: int, fft_size: int) -> np.ndarray:
 class LogMel:
     """84 numbers a frame, no download: what is said (80 mel bands) and exactly when it stops (4 energies).
 
-    A 25 ms Hann window ends every 10 ms, four times a frame. 0:80 is the mean over the four of log10 mel power;
-    80:84 is log10 of the mean square of each 10 ms, so that a pause is placed more finely than a frame. Power below
-    -60 dB of a strong voice is floored: silence is one value, whatever the recorder's hiss. One fixed shift and
-    scale each brings speech to about unit range; nothing is measured on the clip, which would not be causal.
+    A 25 ms Hann window ends every 10 ms, four times a frame. 0:80 is the mean over the four of log10 mel
+    power; 80:84 is log10 of the mean square of each 10 ms, so that a pause is placed more finely than a
+    frame. Power below -60 dB of a strong voice is floored: silence is one value, whatever the recorder's
+    hiss. One fixed shift and scale each brings speech to about unit range; nothing is measured on the clip,
+    which would not be causal.
     """
 
     name = "logmel"
@@ -153,13 +154,15 @@ class LogMel:
 class Wav2Vec2:
     """Last hidden state of wav2vec 2.0 (Baevski et al., 2020), 768 numbers a frame, two 20 ms tokens averaged.
 
-    The network looks both ways, so that features of a whole recording could never be had live. Here each step of
-    `hop` frames is encoded by itself from a window of the past that ends with it: the window is normalised to zero
-    mean and unit variance, as the model's own feature extractor does, and the tokens of the step are taken.
+    The network looks both ways, so that features of a whole recording could never be had live. Here each step
+    of `hop` frames is encoded by itself from a window of the past that ends with it: the window is normalised
+    to zero mean and unit variance, as the model's own feature extractor does, and the tokens of the step are
+    taken.
 
-    The price is one pass of the network for every step. hop=1 is strictly causal and the dearest (on a CPU far from
-    real time); hop=5 costs a fifth, but the first of five frames is known 4 frames (160 ms) after its end.
-    look_ahead waits for so many frames more, which the network rewards: it was trained with both sides.
+    The price is one pass of the network for every step. hop=1 is strictly causal and the dearest (on a CPU
+    far from real time); hop=5 costs a fifth, but the first of five frames is known 4 frames (160 ms) after
+    its end. look_ahead waits for so many frames more, which the network rewards: it was trained with both
+    sides.
     """
 
     name = "wav2vec2"
@@ -175,11 +178,13 @@ class Wav2Vec2:
     ):
         """model: name on the Hugging Face Hub or a folder. window, hop, look_ahead: frames of 40 ms.
 
-        The weights are loaded at first use. batch_size and device decide speed and memory, not the numbers (to
-        about 1e-5).
+        The weights are loaded at first use. batch_size and device decide speed and memory, not the numbers
+        (to about 1e-5).
         """
         if hop < 1 or look_ahead < 0 or window < hop + look_ahead:
-            raise ValueError(f"window {window} must hold hop {hop} (1 or more) and look_ahead {look_ahead} (0 or more)")
+            raise ValueError(
+                f"window {window} must hold hop {hop} (1 or more) and look_ahead {look_ahead} (0 or more)"
+            )
         self.model, self.window, self.hop, self.look_ahead = str(model), window, hop, look_ahead
         self.batch_size, self.device = batch_size, device
         self._network = None
@@ -229,8 +234,8 @@ class Wav2Vec2:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
                 f"The wav2vec 2.0 weights {self.model} cannot be loaded ({reason}).",
-                f"Fetch them once on a machine with network (hf download {self.model} --local-dir FOLDER) and give "
-                'that folder as the model, or use the audio encoder "logmel", which needs no download.',
+                f"Fetch them once on a machine with network (hf download {self.model} --local-dir FOLDER) and "
+                'give that folder as the model, or use the audio encoder "logmel", which needs no download.',
             ) from error
         kernels, strides = network.config.conv_kernel, network.config.conv_stride
         field, stride = 1, 1

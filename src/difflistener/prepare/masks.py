@@ -17,15 +17,12 @@ import numpy as np
 
 from difflistener.clip import MASK_LABELS
 from difflistener.errors import require
+from difflistener.prepare.face_points import BROWS, FACE_OVAL, INNER_LIPS
 
 NOSE_TIP, CHIN, FOREHEAD, LIP_TOP, LIP_BOTTOM = 1, 152, 10, 13, 14
-FACE_OVAL = [10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149,
-             150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109]
 JAW = FACE_OVAL[11:26]
-"""The oval from one jaw angle over the chin to the other."""
+"""The oval from the left jaw angle over the chin to the right one."""
 EAR_LOBES = (361, 132)
-INNER_LIPS = [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191]
-BROWS = [70, 63, 105, 66, 107, 336, 296, 334, 293, 300]
 SKIN = [4, 5, 6, 195, 197, 168, 151, 9, 8, 108, 337, 69, 299, 50, 101, 36, 205, 187, 123, 117, 118, 119, 280, 330, 266, 425,
         411, 352, 346, 347, 348, 116, 345, 142, 371, 203, 423, 129, 358, 126, 355]
 """Nose, cheeks and forehead: points that are skin on nearly every face."""
@@ -34,6 +31,8 @@ WORK_SIZE = 512
 """Frames longer than this are segmented at this size: the network sees 256 x 256 anyway."""
 PERSON = 128
 """A pixel is a person from this probability (of 255) on."""
+PINHOLE = 0.001
+"""Share of the frame below which a gap in a person is a fault and not the space between arm and body."""
 EDGE_BAND = 6 / 512
 """Half width, as a share of the longer side, of the band in which colours may move the person's edge."""
 EDGE_CONTRAST = 60.0
@@ -42,12 +41,15 @@ PLATE_PERSON = 77
 """A pixel is surely background only below this probability (of 255): 0.3."""
 PLATE_MARGIN = 9 / 512
 """Distance from a person, as a share of the longer side, within which a pixel may carry hair, blur or shadow."""
+MIN_MARGIN = 9
+"""The same in pixels, at least: a codec smears colour over a block of 8 whatever the size of the picture."""
 
 
 class PersonSegmenter:
     """Probability of a person in one frame: [H, W, 3] uint8 RGB -> [H, W] uint8, 255 = certain.
 
-    The general model (`model_selection=0`): on real clips the landscape one frays shoulders and calls a cloudy sky a person.
+    The general model (`model_selection=0`): on real clips the landscape one frays shoulders and takes a cloudy sky for
+    a person.
     """
 
     def __init__(self):
@@ -144,10 +146,10 @@ def _labelled(labeller, before, here, after, landmarks, valid, index):
 
 
 class _Colour:
-    """A normal distribution of a part's colour, [3] in CIE Lab (8 bit), that follows the clip slowly."""
+    """A normal distribution of a part's colour, RGB (8 bit), that follows the clip slowly."""
 
     RATE = 0.05
-    FLOOR = 16.0
+    FLOOR = 20.0
 
     def __init__(self):
         self.mean = None
@@ -173,6 +175,12 @@ class _Colour:
         return -0.5 * np.minimum(distance, 60) - np.float32(0.5 * np.linalg.slogdet(self.covariance)[1])
 
 
+    def distance(self, other: "_Colour") -> float:
+        """Squared distance of the means in units of the mean covariance."""
+        off = self.mean - other.mean
+        return float(off @ np.linalg.solve((self.covariance + other.covariance) / 2, off))
+
+
 class Labeller:
     """Labels of one frame after another; only the colours of skin, hair and clothes are remembered between them."""
 
@@ -181,8 +189,6 @@ class Labeller:
 
     def __call__(self, frame: np.ndarray, person: np.ndarray, landmarks: np.ndarray | None) -> np.ndarray:
         """Labels [H, W] uint8 of `frame` [H, W, 3] uint8 RGB with `person` [H, W] uint8 and landmarks [478, 3] or None."""
-        import cv2
-
         if landmarks is None:
             return _tidy(person >= PERSON, None) * np.uint8(MASK_LABELS["torso"])
         points = landmarks[:, :2].astype(np.float64)
@@ -207,15 +213,14 @@ class Labeller:
 
         height, width = labels.shape
         centre = (points[CHIN] + points[FOREHEAD]) / 2
-        x0, y0 = np.maximum(np.floor(centre - 2 * size), 0).astype(int)
-        x1, y1 = np.minimum(np.ceil(centre + 2 * size), [width, height]).astype(int)
+        x0, y0 = np.maximum(np.floor(centre - [1.3 * size, 1.5 * size]), 0).astype(int)
+        x1, y1 = np.minimum(np.ceil(centre + [1.3 * size, 1.5 * size]), [width, height]).astype(int)
         if x1 - x0 < 8 or y1 - y0 < 8:
             return
-        step = max(1, round(size / 90))
+        step = max(1, round(size / 75))
         box = slice(y0, y1, step), slice(x0, x1, step)
         part, inside = labels[box], oval[box]
-        smooth = cv2.blur(frame[y0:y1, x0:x1], (step + 1, step + 1))[::step, ::step]
-        colours = cv2.cvtColor(smooth, cv2.COLOR_RGB2LAB).astype(np.float32)
+        colours = cv2.blur(frame[y0:y1, x0:x1], (step + 1, step + 1))[::step, ::step].astype(np.float32)
         # Face coordinates: 0 at the chin, 1 at the top of the oval; across in the same unit.
         y, x = np.mgrid[y0:y1:step, x0:x1:step].astype(np.float32)
         x -= points[CHIN][0]
@@ -240,7 +245,8 @@ class Labeller:
         flat = colours[where]
         hair, skin = self.hair.score(flat), self.skin.score(flat)
         bias = np.interp(level[where], [0.2, 0.45, 0.75, 1.0, 1.2], [-4, -3, -1.5, 0, 1.5])
-        odds = hair - skin + bias
+        # A crown of the skin's own colour is a bald one.
+        odds = hair - skin + bias - np.interp(self.hair.distance(self.skin), [1, 4], [4, 0])
         low = ~head[where]
         if self.cloth.mean is not None:
             odds[low] = np.minimum(odds, hair - self.cloth.score(flat) - 3)[low]
@@ -307,16 +313,23 @@ def _tidy(silhouette: np.ndarray, face: np.ndarray | None) -> np.ndarray:
     """Keep the person (the piece with the face, else the largest) and fill its pinholes."""
     import cv2
 
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(silhouette.astype(np.uint8), connectivity=4)
-    if count > 2:
-        votes = stats[:, cv2.CC_STAT_AREA] if face is None else np.bincount(pieces[face], minlength=count)
-        silhouette = pieces == 1 + votes[1:].argmax()
-    count, holes, stats, _ = cv2.connectedComponentsWithStats((~silhouette).astype(np.uint8), connectivity=4)
-    if count > 2:
-        small = stats[:, cv2.CC_STAT_AREA] < 0.001 * silhouette.size
-        small[0] = False
-        silhouette = silhouette | small[holes]
-    return silhouette
+    outlines, tree = cv2.findContours(silhouette.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return silhouette
+    pieces = [k for k in range(len(outlines)) if tree[0][k][3] < 0]
+
+    def drawn(k: int) -> np.ndarray:
+        return cv2.drawContours(np.zeros(silhouette.shape, np.uint8), outlines, k, 1, cv2.FILLED).astype(bool)
+
+    largest = sorted(pieces, key=lambda k: -cv2.contourArea(outlines[k]))[:3]
+    if face is None or len(largest) == 1:
+        kept = drawn(largest[0])
+    else:
+        kept = max((drawn(k) for k in largest), key=lambda piece: np.count_nonzero(piece & face))
+    for k, outline in enumerate(outlines):
+        if tree[0][k][3] >= 0 and cv2.contourArea(outline) > PINHOLE * silhouette.size:
+            kept &= silhouette | ~drawn(k)
+    return kept
 
 
 class Plate:
@@ -338,7 +351,7 @@ class Plate:
         if self._sum is None:
             self._sum = np.zeros(frame.shape, np.float32)
             self._count = np.zeros(person.shape, np.float32)
-        margin = max(1, round(PLATE_MARGIN * max(person.shape)))
+        margin = _margin(person.shape)
         near = cv2.dilate((person >= PLATE_PERSON).astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
         clear = (near == 0).astype(np.uint8)
         cv2.accumulate(frame, self._sum, mask=clear)
@@ -363,11 +376,15 @@ class Plate:
         if not known.any():
             known = self._count > 0
         mean = self._sum / np.maximum(self._count, 1)[..., None]
-        # The rim next to what was never seen lies closest to the person: what remains of blur there would be spread inwards.
-        rim = max(1, round(PLATE_MARGIN * max(known.shape) / 3))
+        # The rim of what was seen lies closest to the person: what remains of blur there would spread inwards.
+        rim = max(1, _margin(known.shape) // 3)
         inner = cv2.erode(known.astype(np.uint8), np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)) > 0
         known = inner if inner.any() else known
         return np.clip(np.round(fill_smooth(mean, known)), 0, 255).astype(np.uint8)
+
+
+def _margin(shape: tuple[int, int]) -> int:
+    return max(MIN_MARGIN, round(PLATE_MARGIN * max(shape)))
 
 
 def fill_smooth(image: np.ndarray, known: np.ndarray, sweeps: int = 24) -> np.ndarray:

@@ -226,25 +226,17 @@ def _num_train(count: int, config: Prepare) -> int:
 
 
 def _landmark_stage(clip: Clip, source: Source, planned: int, config: Prepare) -> None:
-    from difflistener.prepare.landmarks import LandmarkTracker
+    from difflistener.prepare.landmarks import track_landmarks
 
     settings = source.settings(planned) | {"size": config.size}
     if clip.is_current(source.role, "landmarks.npy", settings) and clip.is_current(source.role, "crop.json", settings):
         return
-    points, valid, shape = [], [], None
-    tracker = LandmarkTracker()
-    for frame, _ in progress(source.frames(planned), f"track {source.role}", total=planned):
-        found = tracker.push(frame)
-        valid.append(found is not None)
-        points.append(np.full((478, 3), np.nan, np.float32) if found is None else found)
-        shape = frame.shape
-    valid = np.array(valid, bool)
-    if not valid.any():
-        raise UserError(f"No face was found in {source.path}{f' ({source.side} half)' if source.side else ''}.",
-                        f"Show one face, frontal and lit, at least {MIN_SIZE} pixels high; or choose another --start.")
+    info = probe(source.path)
+    frames = (frame for frame, _ in progress(source.frames(planned), f"track {source.role}", total=planned))
+    points, valid = track_landmarks(frames, f"{source.path}{f' ({source.side} half)' if source.side else ''}")
     _warn_of_gaps(source, valid)
-    points = fill_gaps(np.stack(points), valid)
-    crop = choose_crop(points[valid], shape, config.size)
+    points = fill_gaps(points, valid)
+    crop = choose_crop(points[valid], info.width // (2 if source.side else 1), info.height, config.size)
     clip.set(num_frames=None)
     clip.write(source.role, "landmarks", crop.landmarks(points), "mediapipe face mesh", settings)
     clip.write(source.role, "valid", valid, "mediapipe face mesh", settings)
@@ -259,15 +251,14 @@ def _warn_of_gaps(source: Source, valid: np.ndarray) -> None:
         warnings.warn(f"{source.path.name}: no face in {int((~valid).sum())} of {len(valid)} frames ({spans}); they are marked invalid.", stacklevel=2)
 
 
-def choose_crop(points: np.ndarray, shape: tuple[int, ...], size: int) -> Crop:
+def choose_crop(points: np.ndarray, width: int, height: int, size: int) -> Crop:
     """The square of the source that shows the head with its shoulders over the whole clip.
 
     Args:
         points: tracked landmarks [T, 478, 3] in source pixels.
-        shape: (H, W, ...) of the source.
+        width, height: of the source picture.
         size: longest side to store.
     """
-    height, width = shape[:2]
     low, high = np.percentile(points[..., :2].min(1), 2, 0), np.percentile(points[..., :2].max(1), 98, 0)
     face = np.median(np.ptp(points[..., 1], axis=1))
     side = int(min(max(CROP_FACES * face, 1.5 * (high - low).max()), height, width))
@@ -513,19 +504,12 @@ def fit_shared_basis(config: FitBasis) -> dict:
 
 def track_speaker(video: Path, basis: LandmarkBasis) -> np.ndarray:
     """Expression codes [T, 50] of the face in a video, in `basis`, as `prepare` would store them."""
-    from difflistener.prepare.landmarks import LandmarkTracker
+    from difflistener.prepare.landmarks import track_landmarks
     from difflistener.prepare.pose import encode, fit_head
 
-    tracker = LandmarkTracker()
-    count = num_frames(probe(video).duration_s)
-    found = []
-    shape = None
-    for frame, _ in progress(read_frames(video), "track speaker", total=count):
-        found.append(tracker.push(frame))
-        shape = frame.shape
-    valid = np.array([f is not None for f in found], bool)
-    if not valid.any():
-        raise UserError(f"No face was found in {video}.", "Give --visual a video of the speaker's face, or leave it out.")
-    points = fill_gaps(np.stack([np.zeros((478, 3), np.float32) if f is None else f for f in found]), valid)
-    track = fit_head(points, valid, shape[1], shape[0])
+    info = probe(video)
+    frames = (frame for frame, _ in progress(read_frames(video), "track speaker", total=num_frames(info.duration_s)))
+    points, valid = track_landmarks(frames, str(video))
+    points = fill_gaps(points, valid)
+    track = fit_head(points, valid, info.width, info.height)
     return fill_gaps(encode(track, points, valid, basis), valid)

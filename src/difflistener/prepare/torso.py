@@ -33,9 +33,9 @@ MIN_GRADIENT = 3.0
 """Grey levels a pixel (central difference) below which a pixel says nothing of motion."""
 CHIN_DISC = 0.5
 """Radius about the chin, in face heights, that belongs to head and neck: its pixels turn with the head."""
-GOOD = 0.7
+GOOD = 0.8
 """Correlation with the key frame from which an alignment is believed (a hand before the collar gives below 0.5)."""
-RENEW = 0.85
+RENEW = 0.88
 """Correlation below which a believed alignment makes a new key frame, for a body that turned or a changed light."""
 MAX_KEYS = 12
 MAX_TRIES = 3
@@ -81,7 +81,7 @@ class TorsoTracker:
         if landmarks is None:
             self._append(None)
             return
-        blocked = self._blocked(small, landmarks, np.array(size) / [width, height])
+        blocked = _head_and_neck(small, landmarks, np.array(size) / [width, height])
         pyramid = _pyramid(grey)
         pose, score = self._best(pyramid, blocked)
         steady = self._was_tracked and np.abs(pose - self._pose)[:2].max() < STEADY * self._width
@@ -119,21 +119,12 @@ class TorsoTracker:
         if pose is not None:
             self._pose = pose
 
-    def _blocked(self, labels: np.ndarray, landmarks: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """Where head, hair or the neck about the chin stand in this frame, [H, W] uint8."""
-        import cv2
-
-        blocked = np.isin(labels, [MASK_LABELS[name] for name in ("head", "hair", "mouth")]).astype(np.uint8)
-        blocked = cv2.dilate(blocked, np.ones((7, 7), np.uint8))
-        chin, forehead = landmarks[CHIN, :2] * scale, landmarks[FOREHEAD, :2] * scale
-        radius = CHIN_DISC * np.hypot(*(chin - forehead))
-        return cv2.circle(blocked, [int(round(v)) for v in chin], int(round(radius)), 1, -1)
-
     def _best(self, pyramid, blocked) -> tuple[np.ndarray, float]:
         """The best alignment (pose, score) to a key frame, searched from where the torso was last seen."""
         best = self._pose, 0.0
         far = [np.abs((key.pose - self._pose)[:2]).max() for key in self._keys]
-        for index in np.argsort(far, kind="stable")[:MAX_TRIES]:
+        # The older a key, the fewer steps led to it: it is asked first.
+        for index in sorted(np.argsort(far, kind="stable")[:MAX_TRIES]):
             key = self._keys[index]
             pose, score = _align(key, pyramid, blocked, self._pose)
             if score < GOOD and not self._was_tracked:
@@ -143,6 +134,17 @@ class TorsoTracker:
             if score >= RENEW:
                 break
         return best
+
+
+def _head_and_neck(labels: np.ndarray, landmarks: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Where head, hair or the neck about the chin stand in this frame, [H, W] uint8."""
+    import cv2
+
+    blocked = np.isin(labels, [MASK_LABELS[name] for name in ("head", "hair", "mouth")]).astype(np.uint8)
+    blocked = cv2.dilate(blocked, np.ones((7, 7), np.uint8))
+    chin, forehead = landmarks[CHIN, :2] * scale, landmarks[FOREHEAD, :2] * scale
+    radius = CHIN_DISC * np.hypot(*(chin - forehead))
+    return cv2.circle(blocked, [int(round(v)) for v in chin], int(round(radius)), 1, -1)
 
 
 def relative_to(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ _HALF_WIDTH = _profile(
     {-9.4: 5.5, -8.6: 5.85, -7.2: 6.25, -5.6: 6.6, -4.1: 6.85, -2.5: 7.05, 0.0: 7.25, 3.0: 7.35}
 )
 _FRONT = _profile(
-    {-9.4: 4.05, -8.8: 4.75, -7.8: 5.05, -6.9: 4.85, -6.0: 4.75, -5.0: 4.95, -4.0: 5.1, -2.4: 5.05, 0.0: 4.85,
+    {-9.4: 3.0, -8.8: 3.75, -7.8: 4.2, -6.9: 4.2, -6.0: 4.25, -5.0: 4.55, -4.0: 4.8, -2.4: 4.95, 0.0: 4.85,
      2.4: 4.8, 3.6: 5.2, 5.0: 5.2}
 )  # fmt: skip
 _BACK = _profile({-9.4: 4.5, -5.0: 6.0, 0.0: 9.5, 3.0: 10.7})
@@ -83,7 +83,7 @@ def skull(phi: np.ndarray, t: np.ndarray, shape: Shape) -> np.ndarray:
     axis = -2.5 - 1.6 * above**2
     depth = np.where(np.cos(phi) >= 0, (_FRONT(t) + 2.5) * closing ** 0.82, _BACK(t) * closing)
     turned = np.minimum(np.abs(phi), 1.75)
-    tilt = (2.6 * (1 - np.cos(1.25 * turned)) + 1.5 * smoothstep(0.5, 1.7, turned)) * smoothstep(-2.2, -9.3, t)
+    tilt = (2.2 * (1 - np.cos(1.25 * turned)) + 1.3 * smoothstep(0.5, 1.7, turned)) * smoothstep(-2.2, -9.3, t)
     chin = shape.chin * np.minimum(t - MOUTH_Y, 0) - np.minimum(t - MOUTH_Y, 0)
     return np.stack([half_width * np.sin(phi), t + tilt + chin, axis + depth * np.cos(phi)], -1)
 
@@ -131,6 +131,8 @@ class Head:
         y += front * bow * np.exp(-((t_grid - MOUTH_Y) ** 2) / 0.8)
 
         z += front * self._relief(x, t_grid, row, shape)
+        # The nose hangs over its base: a height field alone cannot hide the nostrils in a nod.
+        y -= front * shape.nose * 0.46 * bump(x, t_grid, 0, -1.35, 1.15 * shape.nose_width, 0.48)
         w = np.hypot((np.abs(x) - EYE_X) / (1.68 * shape.eyes), np.where(tau > 0, tau / 1.35, tau / 0.95))
         self.lid_weight = smoothstep(1.15, 0.70, w) * front
         self.lid_rows = slice(self.eye_row - 15, self.eye_row + 11)
@@ -144,12 +146,14 @@ class Head:
         rest = np.stack([x, y, z], -1)
         self._close_lids_at_rest(rest)
         self._expressions(rest, front, row)
-        self.rest, self.under = rest, under
+        self.rest, self.under = rest.astype(np.float32), under
+        for name in ("smile", "brow", "opening", "jaw", "upper_lid", "lower_lid", "lid_weight", "x"):
+            setattr(self, name, getattr(self, name).astype(np.float32))
         self.rows, self.columns = len(t) + under, columns
         neck_phi = phi
         self.neck_ring = np.stack(
             [4.6 * shape.neck * np.sin(neck_phi), np.full(columns, -8.2), -3.4 + 4.4 * np.cos(neck_phi)], -1
-        )
+        ).astype(np.float32)
 
     def _relief(self, x, t, row, shape):
         """How far features stand out of the skull, in z."""
@@ -157,8 +161,8 @@ class Head:
                           0.6: 1.6, 1.6: 1.0, 2.5: 0.55, 3.3: 0.2, 4.2: 0.0})(t)  # fmt: skip
         spread = _profile({-2.6: 0.95, -1.4: 0.98, -0.6: 0.86, 0.4: 0.68, 1.6: 0.60, 2.6: 0.66, 4.0: 1.2})(t)
         spread = spread * shape.nose_width
-        z = shape.nose * ridge * np.exp(-0.75 * (np.abs(x) / spread) ** 2.3)
-        z += 0.85 * both(x, t, 1.28 * shape.nose_width, -1.5, 0.42, 0.48)
+        z = shape.nose * ridge * np.exp(-0.72 * (np.abs(x) / spread) ** 2.0)
+        z += 0.95 * both(x, t, 1.36 * shape.nose_width, -1.5, 0.44, 0.50)
         z -= 0.25 * both(x, t, 0.55 * shape.nose_width, -2.15, 0.25, 0.2)
         z -= 0.80 * both(x, t, EYE_X - 0.2, EYE_Y + 0.1, 1.75, 1.0)
         z -= 0.35 * both(x, t, 1.75, EYE_Y + 0.4, 0.55, 0.7)
@@ -167,7 +171,7 @@ class Head:
         z -= 0.10 * both(x, t, 5.0, -4.0, 1.6, 1.8)
         z += 0.30 * both(x, t, 3.0, -1.6, 1.2, 1.2)
         z -= 0.22 * both(x, t, 2.55 + 0.0 * t, -2.6, 0.35, 1.1)
-        z += 0.35 * bump(x, t, 0, -4.0, 2.2, 1.6)
+        z += 0.35 * bump(x, t, 0, -4.0, 1.7, 1.5)
         z -= 0.10 * bump(x, t, 0, -3.0, 0.25, 0.5)
         z -= 0.30 * bump(x, t, 0, -5.75, 1.7, 0.45)
         z += 0.45 * bump(x, t, 0, -7.7, 1.3, 0.95)
@@ -182,7 +186,8 @@ class Head:
         roll = np.where(is_upper, roll, 0.55 * np.sin(np.pi * (0.02 + 0.6 * down)) * (down < 1.6))
         z += np.maximum(roll, 0) * taper**0.6 * (0.6 + 0.4 * shape.lips)
         # The corners are tucked in.
-        z -= 0.32 * both(x, t, MOUTH_HALF + 0.12, MOUTH_Y, 0.42, 0.35)
+        z -= 0.30 * both(x, t, MOUTH_HALF + 0.12, MOUTH_Y, 0.42, 0.35)
+        z -= 0.30 * both(x, t, MOUTH_HALF + 0.2, MOUTH_Y, 1.0, 1.0)
         return z
 
     @staticmethod
@@ -236,8 +241,8 @@ class Head:
         p = self.rest.copy()
         rows = self.lid_rows
         shut = np.where(self.x[rows] < 0, blink[0], blink[1])
-        lower = 0.10 * shut + 0.10 * smile * (1 - shut)
-        openness = np.maximum(1 - 0.10 * smile + 0.10 * brow - 0.55 * gaze_pitch, 0.3) * (1 - shut)
+        lower = 0.10 * shut + 0.05 * smile * (1 - shut)
+        openness = np.maximum(1 - 0.05 * smile + 0.04 * brow - 0.3 * gaze_pitch, 0.3) * (1 - shut)
         both_lids = lower * (self.lower_lid[rows] + self.upper_lid[rows])
         p[rows, :, 1] += openness * self.upper_lid[rows] + both_lids
         self._lay_on_eyeball(p)
@@ -251,7 +256,7 @@ class Head:
         dz = down * (y * np.sin(angle) + z * (np.cos(angle) - 1))
         p[..., 1] += dy
         p[..., 2] += dz
-        fraction = (np.arange(1, self.under + 1) / self.under)[:, None, None]
+        fraction = (np.arange(1, self.under + 1, dtype=np.float32) / self.under)[:, None, None]
         jawline = p[-1]
         ring = self.neck_ring
         below = jawline + (ring - jawline) * fraction
@@ -307,13 +312,13 @@ def torso(shape: Shape) -> np.ndarray:
 
 
 def hair(shape: Shape, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """[40,145,3] from the crown to the hairline or the tips, and its weight [40,145,1] of following the head."""
-    phi = np.linspace(-np.pi, np.pi, 145)
+    """[32,121,3] from the crown to the hairline or the tips, and its weight [32,121,1] of following the head."""
+    phi = np.linspace(-np.pi, np.pi, 121)
     a = np.abs(phi)
     locks = np.zeros_like(phi)
     for count in (9, 17, 31):
         locks += np.sin(count * phi + generator.uniform(0, 2 * np.pi)) / count**0.6
-    v = np.linspace(0, 1, 40)[:, None]
+    v = np.linspace(0, 1, 32)[:, None]
     if shape.long_hair:
         parting = np.interp(phi, [-0.9, -0.28, 0.05, 0.9], [5.6, 7.9, 7.3, 5.4])
         tips = -13.2 + 0.7 * locks + 0.8 * np.cos(phi)
@@ -332,7 +337,7 @@ def hair(shape: Shape, generator: np.random.Generator) -> tuple[np.ndarray, np.n
     phi_grid = np.broadcast_to(phi, t.shape)
     base = skull(phi_grid, np.maximum(t, -2.0 if shape.long_hair else -6.0), shape)
     base[..., 1] = np.where(t < base[..., 1], t, base[..., 1]) if shape.long_hair else base[..., 1]
-    strands = 0.10 * np.sin(43 * phi_grid + 5 * v) + 0.07 * np.sin(71 * phi_grid - 3 * v)
+    strands = 0.10 * np.sin(31 * phi_grid + 5 * v) + 0.07 * np.sin(43 * phi_grid - 3 * v)
     if shape.long_hair:
         volume = 1.25 * smoothstep(0, 0.25, 1 - v) * smoothstep(2.6, 1.0, a)[None] + 0.35
         volume = np.where(a[None] > 0.9, 1.35, volume)
@@ -345,7 +350,9 @@ def hair(shape: Shape, generator: np.random.Generator) -> tuple[np.ndarray, np.n
         volume = volume + 0.7 * smoothstep(6.5, 8.5, t) * np.exp(-((phi_grid / 0.8) ** 2)) * smoothstep(1.0, 0.93, v)
         volume = np.where(a[None] > 1.5, np.maximum(volume, 0.5 * smoothstep(1, 0.9, v) + 0.15), volume)
         spread = np.zeros_like(t)
-    push = volume + spread + strands * smoothstep(0.05, 0.3, v)
+    # All columns meet at the crown.
+    volume = 1.25 + (volume - 1.25) * smoothstep(0.0, 0.35, v)
+    push = volume + spread + strands * smoothstep(0.1, 0.45, v)
     rise = np.clip((t - 3.0) / CROWN, 0, 1)
     side = np.sqrt(1 - rise**2)
     points = base + push[..., None] * np.stack([np.sin(phi_grid) * side, rise, np.cos(phi_grid) * side], -1)

@@ -23,7 +23,7 @@ FLIP = np.array([1, -1, -1], np.float32)
 SKIN, NECK, EAR, HAIR, CLOTH, EYE, MOUTH = range(7)
 NEARER = {SKIN: 0.0, NECK: -2.5, EAR: -0.4, HAIR: 0.7, CLOTH: 0.6, EYE: -0.6, MOUTH: -0.6}
 """Centimetres by which a kind of part wins over its surroundings in drawing order."""
-_unit = lambda *v: np.array(v, np.float32) / np.linalg.norm(v)  # noqa: E731
+_unit = lambda *v: (np.array(v) / np.linalg.norm(v)).astype(np.float32)  # noqa: E731
 KEY_LIGHT = _unit(-0.50, -0.62, -0.75)
 FILL_LIGHT = _unit(0.85, -0.10, -0.45)
 KEY_COLOR = np.array([0.98, 0.92, 0.85], np.float32)
@@ -65,7 +65,7 @@ class Character:
 CHARACTERS = {
     "speaker": Character(
         "speaker",
-        Shape(width=0.955, jaw=0.90, chin=0.97, nose=0.90, nose_width=0.90, lips=1.12, eyes=1.07, neck=0.84,
+        Shape(width=0.955, jaw=0.95, chin=0.97, nose=0.90, nose_width=0.90, lips=1.12, eyes=1.07, neck=0.84,
               shoulders=0.88, long_hair=True),
         Look(skin=(243, 205, 183), lip=(203, 96, 98), hair=(108, 58, 36), brow=(98, 58, 42), iris=(86, 122, 92),
              cloth=(38, 112, 118), background=((206, 214, 214), (150, 164, 170)), freckles=1.0, brow_weight=0.72,
@@ -128,7 +128,7 @@ class Renderer:
             _Part(NECK, neck_points, neck_follow, paint.neck(neck_points, look, texels, generator)),
             *(_Part(EAR, e, 1.0, paint.ear(e, look, texels, generator), two_sided=True) for e in ears),
             _Part(CLOTH, cloth_points, 0.0, paint.cloth(cloth_points, look, texels, generator)),
-            _Part(HAIR, hair_points, hair_follow, paint.hair(hair_points, look, texels, generator), two_sided=True),
+            _Part(HAIR, hair_points, hair_follow, paint.hair(hair_points, look, texels, generator), shape.long_hair),
         ]
         self._lay_out(texels)
         self.atlas = torch.from_numpy(np.ascontiguousarray(self.atlas_image.transpose(2, 0, 1)))[None]
@@ -158,6 +158,7 @@ class Renderer:
             if part.kind == SKIN:
                 self._mark_slits(kind)
             faces = np.stack([np.stack([a, b, c], -1), np.stack([b, d, c], -1)], -2)
+            faces, kind = faces[self._ever_seen(part)], kind[self._ever_seen(part)]
             triangles.append(faces.reshape(-1, 3))
             kinds.append(np.repeat(kind.reshape(-1), 2))
             two_sided.append(np.full(faces.size // 3, part.two_sided))
@@ -177,6 +178,17 @@ class Renderer:
         columns = self.head.columns
         for row in (self.head.eye_row, self.head.mouth_row):
             self.slit_across[(row + 1) * columns : (row + 2) * columns] = 1.0
+
+    def _ever_seen(self, part):
+        """[rows-1, columns-1] bool: quads that no pose of a conversation turns to the camera."""
+        middle = part.points[:-1, :-1]
+        if part.kind == SKIN:
+            head = self.head
+            under_hair = (np.abs(head.phi[0, :-1]) > 1.95)[None] | (middle[..., 1] > 9.2)
+            return ~under_hair
+        if part.kind in (NECK, CLOTH) or (part.kind == HAIR and not part.two_sided):
+            return middle[..., 2] > -9.0
+        return np.ones(middle.shape[:2], bool)
 
     def _mark_slits(self, kind):
         x = self.head.x
@@ -257,16 +269,17 @@ class Renderer:
         tri, behind, kind = tri[kept], area[kept] < 0, self.kinds[kept]
 
         seen = raster.visible_triangles(2 * xy, tri, 2 * size, 2 * size)
-        light = self._light(points, flipped, turned)
+        used, seen = _compact(seen, len(tri))
+        tri, behind, kind = tri[used], behind[used], kind[used]
+        light = self._light(points)
         attributes = np.concatenate([self.atlas_at, light, self.slit_across[:, None]], 1)
-        rows = raster.planes(xy, tri, attributes).astype(np.float32)
-        rows[behind, 4:7] *= 0.35
-        rows[behind, 10:13] *= 0.35
-        rows[behind, 16:19] *= 0.35
+        rows = raster.planes(xy, tri, attributes).astype(np.float32, copy=False)
+        for first in (4, 10, 16):
+            rows[behind, first : first + 3] *= 0.35
         pose = (turn, shift + REST, c.gaze[index], c.mouth_open[index])
         return self._resolve(seen, rows, kind, points[:, 2][tri].mean(1), pose)
 
-    def _light(self, points, flipped, turned):
+    def _light(self, points):
         """[V,3]: key, fill and gloss at each vertex."""
         normal = self._normals(points)
         to_eye = -points / np.linalg.norm(points, axis=1, keepdims=True)
@@ -388,11 +401,11 @@ class Renderer:
     def _mouth(self, x, y, value, pose):
         """Colour [N,3] inside the mouth: upper teeth, tongue, dark."""
         origin, ray = self._rays(x, y, pose)
-        depth = np.full(len(x), 4.25, np.float32)
+        depth = np.full(len(x), 4.0, np.float32)
         for _ in range(2):
             reach = (depth - origin[2]) / ray[:, 2]
             px = origin[0] + reach * ray[:, 0]
-            depth = 4.35 - 0.17 * px**2
+            depth = 4.1 - 0.17 * px**2
         py = origin[1] + (depth - origin[2]) / ray[:, 2] * ray[:, 1]
         pixel = self._pixel()
         soft = 0.8 * pixel
@@ -417,6 +430,15 @@ class Renderer:
     def _pixel(self):
         """Centimetres that one pixel covers on the face."""
         return 100 * HEAD_DISTANCE / (self.camera.focal * self.camera.size)
+
+
+def _compact(seen: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `count` triangles are seen at all, and `seen` renumbered among them."""
+    present = np.zeros(count + 1, bool)
+    present[seen] = True
+    number = np.cumsum(present, dtype=np.int32) - 1
+    number[-1] = -1
+    return np.flatnonzero(present[:-1]), number[seen]
 
 
 def render(character: Character | str, controls: Controls, size: int = 256, camera: Camera | None = None) -> Iterator[np.ndarray]:

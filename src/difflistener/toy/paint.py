@@ -105,20 +105,20 @@ def face(head: anatomy.Head, shape: anatomy.Shape, look: Look, texels: float, ge
     # Hollows that daylight does not reach.
     dark = skin * np.array([0.42, 0.24, 0.20], np.float32)
     shade = 0.40 * both(x, y, 1.75, 2.9, 0.55, 0.8) + 0.35 * bump(x, y, 0, -2.62, 1.3, 0.30)
-    shade += 0.34 * bump(x, y, 0, -5.45, 1.5, 0.28) + 0.22 * both(x, y, 1.95 * shape.nose_width, -1.7, 0.2, 0.5)
+    shade += 0.34 * bump(x, y, 0, -5.45, 1.5, 0.28) + 0.36 * both(x, y, 1.98 * shape.nose_width, -1.6, 0.16, 0.5)
     fold_x = 2.05 + 0.28 * (-1.9 - y)
     fold = np.exp(-(((np.abs(x) - fold_x) / 0.22) ** 2)) * smoothstep(-3.9, -3.0, y) * smoothstep(-1.2, -2.0, y)
     shade += 0.16 * fold + 0.35 * both(x, y, anatomy.MOUTH_HALF + 0.05, anatomy.MOUTH_Y, 0.25, 0.18)
     shade += 0.25 * smoothstep(6.2, 8.6, y) + 0.75 * smoothstep(-9.1, -10.2, y)
     shade += 0.25 * smoothstep(1.0, 1.5, np.abs(phi))
     _mix(rgb, dark, shade)
-    nostril = both(x, y, 0.66 * shape.nose_width, -2.12, 0.30 * shape.nose_width, 0.15)
+    nostril = both(x, y, 0.66 * shape.nose_width, -2.05, 0.30 * shape.nose_width, 0.17)
     _mix(rgb, linear((46, 20, 18)), 1.25 * smoothstep(0.25, 0.95, nostril))
 
     if look.freckles:
         spots = np.zeros(size, np.float32)
         field = both(x, y, 3.0, -0.3, 2.2, 1.3) + 0.7 * bump(x, y, 0, 0.2, 1.4, 1.2) + 0.12
-        count = int(420 * look.freckles)
+        count = int(1100 * look.freckles)
         for _ in range(count):
             r, c = generator.integers(0, size[0]), generator.integers(0, size[1])
             if generator.random() < field[r, c] * front[r, c] and y[r, c] > -8:
@@ -133,8 +133,8 @@ def face(head: anatomy.Head, shape: anatomy.Shape, look: Look, texels: float, ge
         beard = smoothstep(-2.7, -4.2, y) * smoothstep(1.65, 1.2, np.abs(phi)) + 0.0 * x
         beard = np.maximum(beard, smoothstep(0.2, -2.5, y) * smoothstep(0.8, 1.1, np.abs(phi)) * smoothstep(1.6, 1.3, np.abs(phi)))
         beard *= 1 - 0.75 * both(x, y, 3.4, -2.9, 1.2, 1.0)
-        dots = smoothstep(-0.6, 1.4, grain(0.075))
-        _mix(rgb, linear(look.hair) * 0.9, look.stubble * beard * (0.28 + 0.55 * dots) * smoothstep(-10.5, -9.0, y))
+        dots = smoothstep(-0.6, 1.4, grain(0.055))
+        _mix(rgb, linear(look.hair) * 0.9, look.stubble * beard * (0.34 + 0.42 * dots) * smoothstep(-10.5, -9.0, y))
 
     upper, lower = anatomy.Head.lip_heights(x, shape)
     rise = y - anatomy.MOUTH_Y
@@ -145,7 +145,7 @@ def face(head: anatomy.Head, shape: anatomy.Shape, look: Look, texels: float, ge
     rgb += (lip_color - rgb) * (0.88 * lip)[..., None]
     inner = np.exp(-np.abs(rise) / 0.07) * smoothstep(anatomy.MOUTH_HALF + 0.1, anatomy.MOUTH_HALF - 0.2, np.abs(x)) * (front > 0.9)
     _mix(rgb, linear((88, 30, 32)), 0.75 * inner)
-    image[..., 3] += 0.45 * lip * (rise < 0.1) + 0.22 * bump(x, y, 0, -0.6, 0.6, 0.7)
+    image[..., 3] += 0.45 * lip * (rise < 0.1) + 0.10 * bump(x, y, 0, -0.9, 0.6, 0.7)
 
     q = (np.abs(x) - anatomy.EYE_X) / (anatomy.EYE_HALF * shape.eyes)
     tau = y - anatomy.EYE_Y
@@ -162,11 +162,11 @@ def face(head: anatomy.Head, shape: anatomy.Shape, look: Look, texels: float, ge
     centre = 4.18 + 0.62 * np.clip(s, 0, 1) ** 0.8 - 1.05 * np.clip(s - 0.62, 0, 1) ** 1.2
     thick = (0.36 - 0.20 * np.clip(s, 0, 1)) * (0.75 + 0.25 * look.brow_weight)
     body = np.exp(-(((y - centre) / thick) ** 4)) * smoothstep(-0.04, 0.12, s) * smoothstep(1.02, 0.84, s)
-    strokes = 0.72 + 0.28 * np.sin(19 * np.abs(x) - 17 * (y - centre) + 1.2 * grain(0.2))
+    strokes = 0.82 + 0.18 * np.sin(19 * np.abs(x) - 17 * (y - centre) + 1.2 * grain(0.2))
     _mix(rgb, linear(look.brow), look.brow_weight * 1.05 * body * strokes * (front > 0.9))
 
     scalp = smoothstep(1.2, 1.5, np.abs(phi)) * smoothstep(1.4, 2.2, y) + smoothstep(8.2, 9.0, y)
-    _mix(rgb, linear(look.hair) * 0.7, scalp)
+    _mix(image, np.append(linear(look.hair) * 0.55, 0.05).astype(np.float32), scalp)
     return image
 
 

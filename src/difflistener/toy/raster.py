@@ -16,22 +16,24 @@ def visible_triangles(xy: np.ndarray, triangles: np.ndarray, width: int, height:
     seen = np.full(height * width, -1, np.int32)
     corners = xy[triangles]
     x, y = corners[..., 0], corners[..., 1]
-    by_height = np.argsort(y, axis=1)
-    x = np.take_along_axis(x, by_height, 1)
-    y = np.take_along_axis(y, by_height, 1)
-    first = np.clip(np.ceil(y[:, 0] - 0.5), 0, height).astype(np.int32)
-    past = np.clip(np.ceil(y[:, 2] - 0.5), 0, height).astype(np.int32)
-    in_view = (x.max(1) > 0) & (x.min(1) < width)
+    x, y = np.ascontiguousarray(x.T), np.ascontiguousarray(y.T)
+    for low, high in ((0, 1), (1, 2), (0, 1)):
+        swap = y[low] > y[high]
+        for a in (x, y):
+            a[low], a[high] = np.where(swap, a[high], a[low]), np.where(swap, a[low], a[high])
+    first = np.clip(np.ceil(y[0] - 0.5), 0, height).astype(np.int32)
+    past = np.clip(np.ceil(y[2] - 0.5), 0, height).astype(np.int32)
+    in_view = (np.maximum(np.maximum(x[0], x[1]), x[2]) > 0) & (np.minimum(np.minimum(x[0], x[1]), x[2]) < width)
     rows = np.where(in_view, np.maximum(past - first, 0), 0)
     if not rows.any():
         return seen.reshape(height, width)
 
     span_triangle, span_row = _runs(first, rows)
     with np.errstate(divide="ignore", invalid="ignore"):
-        slope_long = np.where(y[:, 2] > y[:, 0], (x[:, 2] - x[:, 0]) / (y[:, 2] - y[:, 0]), 0)
-        slope_top = np.where(y[:, 1] > y[:, 0], (x[:, 1] - x[:, 0]) / (y[:, 1] - y[:, 0]), 0)
-        slope_bottom = np.where(y[:, 2] > y[:, 1], (x[:, 2] - x[:, 1]) / (y[:, 2] - y[:, 1]), 0)
-    edges = np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1], slope_long, slope_top, slope_bottom], 1)[span_triangle]
+        slope_long = np.where(y[2] > y[0], (x[2] - x[0]) / (y[2] - y[0]), 0)
+        slope_top = np.where(y[1] > y[0], (x[1] - x[0]) / (y[1] - y[0]), 0)
+        slope_bottom = np.where(y[2] > y[1], (x[2] - x[1]) / (y[2] - y[1]), 0)
+    edges = np.stack([x[0], y[0], x[1], y[1], slope_long, slope_top, slope_bottom], 1)[span_triangle]
     centre = span_row + np.float32(0.5)
     from_top = centre - edges[:, 1]
     one = edges[:, 0] + from_top * edges[:, 4]

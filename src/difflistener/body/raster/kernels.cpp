@@ -246,10 +246,11 @@ void project_backward(const ProjectBackwardArgs& args, int begin, int end) {
         const F x_grad = fma(fx_z, mean_x, tx_grad * o.inv_z);
         const F y_grad = fma(fy_z, mean_y, ty_grad * o.inv_z);
         const F x_z = o.p[0] * o.inv_z, y_z = o.p[1] * o.inv_z;
-        F z_grad = fx_z * fnma(x_z, mean_x, fnma(splat(1.0f), jacobian[0], o.tx * jacobian[1]));
-        z_grad += fy_z * fnma(y_z, mean_y, fnma(splat(1.0f), jacobian[2], o.ty * jacobian[3]));
+        F z_grad = fx_z * fnma(splat(1.0f), jacobian[0], o.tx * jacobian[1]);
+        z_grad += fy_z * fnma(splat(1.0f), jacobian[2], o.ty * jacobian[3]);
         z_grad -= fma(tx_grad, x_z, ty_grad * y_z);
         z_grad *= o.inv_z;
+        z_grad -= fma(fx_z * mean_x, x_z, fy_z * mean_y * y_z);
         F grad_mean[3];
         for (int j = 0; j < 3; ++j)
             grad_mean[j] = keep(visible, fma(x_grad, splat(R[j]), fma(y_grad, splat(R[3 + j]), z_grad * R[6 + j])));

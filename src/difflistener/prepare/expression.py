@@ -1,0 +1,79 @@
+"""Landmarks + head track <-> expression codes: what is left of a face once the head's pose is known.
+
+Codes are found where they matter, in the picture: the basis decodes to displacements in the head frame, these are
+posed and projected, and the distance to the landmarks is made least. Each frame stands by itself, so a live listener
+computes the same. Knows nothing of files. Axes: T frames, P = 478 landmarks, 50 codes.
+"""
+
+import numpy as np
+
+from difflistener.basis import MAX_CODE, LandmarkBasis
+from difflistener.motion import NUM_EXPRESSION, fill_gaps
+from difflistener.prepare.bundle import rotation_matrices
+from difflistener.prepare.face_points import EYELIDS, IRISES, LIPS, NUM_POINTS
+from difflistener.prepare.pose import HeadTrack, smooth_runs
+
+SMOOTH_FRAMES = 0.6
+"""Filter of the codes in time, standard deviation in frames: takes landmark jitter, leaves blinks."""
+NOISE = 0.02
+"""Landmark error that the codes weigh against their unit variance, in inter-ocular distances; far above a point's own
+jitter because the errors of neighbouring points go together."""
+BLOCK = 128
+"""Frames worked on at once."""
+
+
+def landmark_weights() -> np.ndarray:
+    """Importance of each landmark [478] in a basis: eyelids and irises 2, lips 1.5, the rest 1."""
+    weights = np.ones(NUM_POINTS, np.float32)
+    weights[LIPS] = 1.5
+    weights[np.concatenate([EYELIDS, IRISES])] = 2.0
+    return weights
+
+
+def encode(track: HeadTrack, landmarks: np.ndarray, valid: np.ndarray, basis: LandmarkBasis,
+           smooth: float = SMOOTH_FRAMES, steps: int = 2) -> np.ndarray:
+    """Codes [T, 50] float32 whose decoded face lies nearest to `landmarks` [T, 478, 2 or 3] px; gaps interpolated.
+
+    Regularised least squares (codes have unit variance), weighted like the basis, Gauss-Newton in `steps`.
+    `smooth` = 0 gives each frame from itself alone.
+    """
+    codes = np.zeros((len(track), NUM_EXPRESSION), np.float32)
+    spread = (basis.components * basis.std[:, None]).reshape(NUM_EXPRESSION, -1, 3)
+    good = np.flatnonzero(valid)
+    for start in range(0, len(good), BLOCK):
+        codes[good[start : start + BLOCK]] = _encode_block(track, landmarks, good[start : start + BLOCK], basis, spread, steps)
+    codes = smooth_runs(codes, valid, track.cuts, smooth)
+    return fill_gaps(np.clip(codes, -MAX_CODE, MAX_CODE), valid) if len(good) else codes
+
+
+def _encode_block(track: HeadTrack, landmarks: np.ndarray, frames: np.ndarray, basis: LandmarkBasis,
+                  spread: np.ndarray, steps: int) -> np.ndarray:
+    matrices, shift = rotation_matrices(track.rotation[frames]), track.translation[frames, None]
+    unit = track.focal / track.translation[frames, 2]
+    weight = (basis.weights**2)[None, :] / (NOISE * unit[:, None]) ** 2
+    codes = np.zeros((len(frames), NUM_EXPRESSION))
+    for _ in range(steps):
+        face = track.template + basis.decode(codes)
+        placed = face @ matrices.transpose(0, 2, 1) + shift
+        residual = landmarks[frames, :, :2] - track.camera.project(placed)
+        by_point = track.camera.jacobian(placed) @ matrices[:, None]
+        jacobian = np.einsum("tpij,kpj->tkpi", by_point, spread, optimize=True).astype(np.float32)
+        weighted = jacobian * weight[:, None, :, None].astype(np.float32)
+        flat, weighted = jacobian.reshape(len(frames), NUM_EXPRESSION, -1), weighted.reshape(len(frames), NUM_EXPRESSION, -1)
+        normal = flat @ weighted.transpose(0, 2, 1) + np.eye(NUM_EXPRESSION)
+        right = (weighted @ residual.reshape(len(frames), -1, 1))[..., 0] - codes
+        codes = codes + np.linalg.solve(normal, right[..., None])[..., 0]
+    return codes
+
+
+def reprojection_error(track: HeadTrack, landmarks: np.ndarray, valid: np.ndarray, basis: LandmarkBasis,
+                       codes: np.ndarray) -> np.ndarray:
+    """Mean distance of decoded, posed and projected landmarks from the tracked ones, px per frame [T]; NaN where not valid."""
+    error = np.full(len(track), np.nan, np.float32)
+    good = np.flatnonzero(valid)
+    for start in range(0, len(good), BLOCK):
+        frames = good[start : start + BLOCK]
+        face = track.template + basis.decode(codes[frames])
+        placed = face @ rotation_matrices(track.rotation[frames]).transpose(0, 2, 1) + track.translation[frames, None]
+        error[frames] = np.linalg.norm(track.camera.project(placed) - landmarks[frames, :, :2], axis=-1).mean(1)
+    return error
