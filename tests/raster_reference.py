@@ -10,8 +10,8 @@ import torch
 def rasterize(means, quats, scales, opacities, colors, w2c, K, width, height, tap=None):
     """One scene: means [N, 3], quats [N, 4], scales [N, 3], opacities [N], colors [N, 3], w2c [4, 4], K [3, 3].
 
-    `tap` is an [N, 2] tensor of zeros added to the projected means, to read their gradient. Returns rgb [H, W, 3] and
-    alpha [H, W, 1].
+    `tap` is a tensor of zeros added to the projected means, [N, 2] or for each pixel [H * W, N, 2], to read their
+    gradient. Returns rgb [H, W, 3] and alpha [H, W, 1].
     """
     p = means @ w2c[:3, :3].T + w2c[:3, 3]
     z = p[:, 2]

@@ -1,6 +1,5 @@
 """The brain: generation is a function of its inputs and seed; checkpoints, resuming and the overfit check hold."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -65,7 +64,10 @@ def write_clip(path, num_frames=120, face=True, constant_jaw=True):
     return path
 
 
-SHORT = BrainTraining(network="mlp", steps=12, batch_size=16, save_every=5, device="cpu", **SMALL)
+def train(clips, out, overwrite=False, resume=False, **changes):
+    """A few steps of a small brain, or what `changes` says."""
+    settings = {"steps": 12, "batch_size": 16, "save_every": 5, "device": "cpu"} | SMALL | changes
+    return train_brain(BrainTraining(tuple(clips), out, overwrite=overwrite, resume=resume, **settings))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -238,9 +240,9 @@ def lines(out):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_resuming_continues_to_the_same_loss(tmp_path, monkeypatch, network):
-    """Stopped by Ctrl-C in the middle of a step, and resumed, against an unbroken run: equal bit for bit."""
-    clip, config = write_clip(tmp_path / "clip"), dataclasses.replace(SHORT, network=network)
-    train_brain([clip], tmp_path / "whole", config)
+    """Stopped by Ctrl-C in the middle of a step, killed, and resumed each time, against an unbroken run: equal bits."""
+    clip, broken = write_clip(tmp_path / "clip"), tmp_path / "broken"
+    train([clip], tmp_path / "whole", network=network)
     update = training.Trainer._update
 
     def interrupted(self, step):
@@ -250,51 +252,69 @@ def test_resuming_continues_to_the_same_loss(tmp_path, monkeypatch, network):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training.Trainer, "_update", interrupted)
-        train_brain([clip], tmp_path / "broken", config)
-    assert json.loads((tmp_path / "broken" / "config.json").read_text())["training"]["steps"] == 7
-    train_brain([clip], tmp_path / "broken", config, resume=True)
-    assert lines(tmp_path / "broken") == lines(tmp_path / "whole") != []
-    assert "validation_loss" in lines(tmp_path / "whole")[-1]
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "broken")]
-    assert weights[0] == weights[1]
+        train([clip], broken, network=network)
+    assert json.loads((broken / "config.json").read_text())["training"]["steps"] == 7
+
+    def killed(self, step):
+        if step == 11:
+            raise SystemExit
+        return update(self, step)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(training.Trainer, "_update", killed)
+        train([clip], broken, network=network, resume=True)
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "loss": 0.0}\n')
+    train([clip], broken, network=network, resume=True)
+    assert lines(broken) == lines(tmp_path / "whole") != []
+    assert "validation_loss" in lines(broken)[-1]
+    assert (broken / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
     with pytest.raises(UserError, match="has done all of its 12 steps"):
-        train_brain([clip], tmp_path / "broken", config, resume=True)
+        train([clip], broken, network=network, resume=True)
     with pytest.raises(UserError, match="started with width = 32, not 48"):
-        train_brain([clip], tmp_path / "broken", dataclasses.replace(config, width=48), resume=True)
-    other = write_clip(tmp_path / "other", num_frames=100)
+        train([clip], broken, network=network, resume=True, width=48)
     with pytest.raises(UserError, match="started on other clips"):
-        train_brain([other], tmp_path / "broken", config, resume=True)
+        train([write_clip(tmp_path / "other", num_frames=100)], broken, network=network, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(UserError, match="The loss became (nan|inf) at step"):
+        train([write_clip(tmp_path / "clip")], tmp_path / "out", network="regression", learning_rate=1e30)
 
 
 def test_a_trained_brain_knows_its_clip(tmp_path):
-    clip = write_clip(tmp_path / "clip", face=False)
-    summary = train_brain([clip], tmp_path / "out", dataclasses.replace(SHORT, network="regression", steps=2))
-    brain = Brain.from_pretrained(tmp_path / "out")
+    clip, out = write_clip(tmp_path / "clip", face=False), tmp_path / "out"
+    summary = train([clip], out, network="regression", steps=2)
+    brain = Brain.from_pretrained(out)
     assert not brain.config.uses_face and brain.config.audio_settings == {"dim": DIM}
     assert (brain.motion.std[53:] == 0).all() and (brain.motion.std[:53] > 0).all()
-    assert summary["clips"][0]["licences"] == ["made up"]
-    assert "made up" in (tmp_path / "out" / "README.md").read_text()
+    assert summary["clips"][0]["licences"] == ["made up"] and "made up" in (out / "README.md").read_text()
+    assert json.loads(json.dumps(summary)) == summary
     with pytest.raises(UserError, match="already holds a training run"):
-        train_brain([clip], tmp_path / "out", SHORT)
-    train_brain([clip], tmp_path / "out", dataclasses.replace(SHORT, steps=2), overwrite=True)
-    assert Brain.from_pretrained(tmp_path / "out").config.network == "mlp"
+        train([clip], out)
+    train([clip], out, steps=2, overwrite=True)
+    assert Brain.from_pretrained(out).config.network == "mlp"
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_overfit_gives_the_clip_back(tmp_path, network):
-    config = BrainTraining(network=network, overfit=True, steps=400, batch_size=64, width=256, layers=3, block=8, device="cpu")
-    report = train_brain([write_clip(tmp_path / "clip", num_frames=100)], tmp_path / "out", config)["overfit"]
-    assert report["free-running"]["all"]["correlation"] > 0.97
-    assert report["second seed"]["all"]["correlation"] > 0.97
-    assert json.loads((tmp_path / "out" / "overfit.json").read_text()) == report
-    assert (tmp_path / "out" / "overfit.png").stat().st_size > 20_000
+    clip, out = write_clip(tmp_path / "clip", num_frames=60), tmp_path / "out"
+    report = train([clip], out, network=network, overfit=True, steps=300, batch_size=32, learning_rate=3e-3, ema=0.98,
+                   width=128, block=8, context=20)["overfit"]
+    assert report["free-running"]["all"]["correlation"] > 0.96
+    assert report["second seed"]["all"]["correlation"] > 0.96
+    assert json.loads((out / "overfit.json").read_text()) == report
+    assert (out / "overfit.png").stat().st_size > 20_000
 
 
 def test_settings_that_do_not_fit(tmp_path):
-    clip = write_clip(tmp_path / "clip")
-    for change, message in (({"context": 3}, "does not hold a block of 4"), ({"steps": 0}, "--steps is 0")):
+    clip, out = write_clip(tmp_path / "clip"), tmp_path / "out"
+    for change, message in (({"context": 3}, "does not hold a block of 4"), ({"steps": 0}, "--steps is 0"), ({"seed": -1}, "--seed is -1")):
         with pytest.raises(UserError, match=message):
-            train_brain([clip], tmp_path / "out", dataclasses.replace(SHORT, **change))
+            train([clip], out, **change)
     with pytest.raises(UserError, match="learns one clip by heart; 2 were given"):
-        train_brain([clip, clip], tmp_path / "out", dataclasses.replace(SHORT, overfit=True))
-    assert not (tmp_path / "out").exists()
+        train([clip, clip], out, overfit=True)
+    with pytest.raises(UserError, match="No clip was given"):
+        train([], out)
+    assert not out.exists()

@@ -130,11 +130,9 @@ def test_absgrad_sums_absolute_gradients_over_pixels():
     buffer = torch.full((1, 40), 0.5)
     rgb, _ = render(leaves, *camera, absgrad=buffer)
     rgb.sum().backward()
-    exact = torch.zeros(40, 2, dtype=torch.float64)
-    for pixel in range(width * height):
-        tap = torch.zeros(40, 2, dtype=torch.float64, requires_grad=True)
-        image, _ = raster_reference.rasterize(*[inputs[name][0] for name in NAMES], w2c[0], K[0], width, height, tap)
-        exact += torch.autograd.grad(image.reshape(-1, 3)[pixel].sum(), tap)[0].abs()
+    tap = torch.zeros(width * height, 40, 2, dtype=torch.float64, requires_grad=True)  # a displacement for each pixel
+    image, _ = raster_reference.rasterize(*[inputs[name][0] for name in NAMES], w2c[0], K[0], width, height, tap)
+    exact = torch.autograd.grad(image.sum(), tap)[0].abs().sum(0)
     assert torch.allclose(buffer[0] - 0.5, exact.norm(dim=-1).float(), rtol=1e-3, atol=1e-4)
 
 
@@ -143,6 +141,9 @@ def test_an_empty_scene_is_empty_and_a_bare_one_works():
     empty = {name: value[:, :0] for name, value in inputs.items()}
     rgb, alpha = render(empty, *camera)
     assert rgb.shape == (1, 56, 72, 3) and alpha.max() == 0 and rgb.max() == 0
+    leaves = {name: value.float().requires_grad_() for name, value in empty.items()}
+    render(leaves, *camera)[0].sum().backward()
+    assert all(leaf.grad.shape == leaf.shape for leaf in leaves.values())
     behind = {name: value[:, :5] for name, value in inputs.items()}
     assert render(behind, *camera)[1].max() == 0
 
@@ -154,6 +155,14 @@ def test_what_is_not_finite_is_refused_and_named(name, value):
     inputs[name][1, 17] = value
     with pytest.raises(ValueError, match=f"{name} of scene 1 is not finite at Gaussian 17"):
         render(inputs, *camera)
+
+
+@pytest.mark.parametrize("name", ["w2c", "K"])
+def test_a_camera_that_is_not_finite_is_refused_and_named(name):
+    inputs, w2c, K, width, height = scene(count=50, batch=2)
+    {"w2c": w2c, "K": K}[name][1, 0, 2] = float("nan")
+    with pytest.raises(ValueError, match=f"{name} of scene 1 is not finite"):
+        render(inputs, w2c, K, width, height)
 
 
 def test_wrong_shapes_are_refused_and_named():

@@ -9,14 +9,31 @@ from scipy.spatial.transform import Rotation
 
 from difflistener import toy
 from difflistener.toy import raster
-from difflistener.toy.law import Controls, about_neck, blink_curve
+from difflistener.toy.law import (
+    Controls,
+    about_neck,
+    blink_curve,
+    draw_blinks,
+    draw_mirrored,
+    draw_nods,
+    draw_phrases,
+    draw_smiles,
+)
 
-LONG = 2400.0
 
 
 @pytest.fixture(scope="module")
 def conversation():
-    return toy.make_pair(LONG, seed=3)
+    return toy.make_pair(300.0, seed=3)
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Phrases, nods, smiles, mirrored smiles and blinks of hours, for statistics."""
+    seconds, law, generator = 20_000.0, toy.ListenerLaw(), np.random.default_rng(0)
+    phrases, smiles = draw_phrases(seconds, generator), draw_smiles(seconds, generator)
+    return (phrases, draw_nods(phrases, seconds, law, generator), smiles,
+            draw_mirrored(smiles, seconds, law, generator), draw_blinks(seconds, law, generator))  # fmt: skip
 
 
 def _arrays(pair):
@@ -70,42 +87,44 @@ def test_speech_is_heard_in_phrases_and_moves_the_mouth(conversation):
     assert 3 < frequency[fast][power[fast].argmax()] < 6
 
 
-def test_listener_nods_by_the_law(conversation):
-    events, law = conversation.events, conversation.law
-    phrases, nods = events.phrases, events.nods
-    assert abs(len(nods) / len(phrases) - law.nod_probability) < 0.05
-    assert abs(nods[:, 1].mean() - law.nod_delay[0]) < 0.02 and abs(nods[:, 1].std() - law.nod_delay[1]) < 0.02
+def test_listener_nods_by_the_law(many):
+    law, (phrases, nods, *_) = toy.ListenerLaw(), many
+    assert abs(len(nods) / len(phrases) - law.nod_probability) < 0.03
+    assert abs(nods[:, 1].mean() - law.nod_delay[0]) < 0.01 and abs(nods[:, 1].std() - law.nod_delay[1]) < 0.01
     assert np.allclose(phrases[nods[:, 0].astype(int), 1] + nods[:, 1], nods[:, 2])
     assert nods[:, 3].min() >= law.nod_seconds[0] and nods[:, 3].max() <= law.nod_seconds[1]
-    # The drawn nods are in the motion: the head is lower at their first crest than at their start.
+    assert np.rad2deg(nods[:, 4]).min() >= law.nod_degrees[0] and np.rad2deg(nods[:, 4]).max() <= law.nod_degrees[1]
+    length, pause = phrases[:, 1] - phrases[:, 0], phrases[1:, 0] - phrases[:-1, 1]
+    assert length[:-1].min() >= 1 and length.max() <= 3 and pause.min() >= 0.4 and pause.max() <= 1.5
+
+
+def test_drawn_nods_are_in_the_motion(conversation):
+    phrases, nods = conversation.events.phrases, conversation.events.nods
     pitch = conversation.listener.rotation[:, 0]
     start = (nods[:, 2] * 25).astype(int)
     dip = np.array([pitch[s : s + 12].max() - pitch[s] for s in start if s + 12 < len(pitch)])
-    assert np.median(dip) > np.deg2rad(0.8 * law.nod_degrees[0]) and (dip > np.deg2rad(4)).mean() > 0.95
+    assert np.median(dip) > np.deg2rad(8) and (dip > np.deg2rad(4)).mean() > 0.95
     silent = np.setdiff1d(np.arange(len(phrases)), nods[:, 0].astype(int))
     at = (phrases[silent, 1] * 25).astype(int)
     still = np.array([pitch[s : s + 10].max() - pitch[s] for s in at if s + 10 < len(pitch)])
     assert np.median(still) < np.deg2rad(1.5)
 
 
-def test_listener_mirrors_smiles(conversation):
-    events, law = conversation.events, conversation.law
-    given, mirrored = events.speaker_smiles, events.listener_smiles
-    assert abs(len(mirrored) / len(given) - law.smile_probability) < 0.06
-    assert abs(mirrored[:, 1].mean() - law.smile_delay[0]) < 0.02
+def test_listener_mirrors_smiles(many, conversation):
+    law, (_, _, given, mirrored, _) = toy.ListenerLaw(), many
+    assert abs(len(mirrored) / len(given) - law.smile_probability) < 0.03
+    assert abs(mirrored[:, 1].mean() - law.smile_delay[0]) < 0.01
+    assert abs(mirrored[:, 1].std() - law.smile_delay[1]) < 0.01
     assert np.allclose(given[mirrored[:, 0].astype(int), 0] + mirrored[:, 1], mirrored[:, 2])
-    lag = [np.corrcoef(conversation.speaker.smile[: -25 or None], np.roll(conversation.listener.smile, -k)[:-25])[0, 1]
-           for k in range(25)]  # fmt: skip
-    assert np.argmax(lag) == pytest.approx(25 * law.smile_delay[0], abs=3) and max(lag) > 0.6
+    speaker, listener = conversation.speaker.smile, conversation.listener.smile
+    agreement = [np.corrcoef(speaker[:-25], np.roll(listener, -lag)[:-25])[0, 1] for lag in range(25)]
+    assert np.argmax(agreement) == pytest.approx(25 * law.smile_delay[0], abs=3) and max(agreement) > 0.6
 
 
-def test_listener_reacts_to_nothing_else(conversation):
-    pair = conversation
-    spans = np.diff(pair.events.listener_blinks[:, 0])
-    assert spans.mean() == pytest.approx(pair.law.blink_interval, rel=0.1)
+def test_listener_reacts_to_nothing_else(many, conversation):
+    blinks, pair = many[-1], conversation
+    assert np.diff(blinks[:, 0]).mean() == pytest.approx(pair.law.blink_interval, rel=0.05)
     assert abs(np.corrcoef(pair.listener.blink[:, 0], pair.speaker.blink[:, 0])[0, 1]) < 0.05
-    assert abs(np.corrcoef(pair.listener.rotation[:, 1], pair.speaker.rotation[:, 1])[0, 1]) < 0.15
-    assert abs(np.corrcoef(pair.listener.brow, pair.speaker.brow)[0, 1]) < 0.1
     # A listener under another law hears the same speaker, and moves the same where the law says nothing.
     other = toy.make_pair(30, 3, toy.ListenerLaw(nod_probability=0.0, smile_probability=0.0))
     same = toy.make_pair(30, 3)
@@ -150,8 +169,8 @@ def test_planes_interpolate_attributes():
 @pytest.mark.parametrize("who", ["speaker", "listener"])
 def test_frames_show_the_controls(who):
     count = 6
-    rest = dict(mouth_open=np.zeros(count), smile=np.zeros(count), blink=np.zeros((count, 2)), gaze=np.zeros((count, 2)),
-                rotation=np.zeros((count, 3)))  # fmt: skip
+    tails = dict(mouth_open=(), smile=(), blink=(2,), gaze=(2,), rotation=(3,))
+    rest = {name: np.zeros((count, *tail)) for name, tail in tails.items()}
     rest["mouth_open"][1] = rest["smile"][2] = 1
     rest["blink"][3] = 1
     rest["gaze"][4, 0] = 0.3
@@ -166,7 +185,8 @@ def test_frames_show_the_controls(who):
         """The part of the picture around a point of the head, centimetres right of and above its origin."""
         u = K[0, 2] + K[0, 0] * x / (100 * distance - 4)
         v = K[1, 2] + K[1, 1] * (-1.9 - y) / (100 * distance - 4)
-        return slice(round(v - half_height), round(v + half_height)), slice(round(u - half_width), round(u + half_width))
+        rows = slice(round(v - half_height), round(v + half_height))
+        return rows, slice(round(u - half_width), round(u + half_width))
 
     def change(frame, region):
         return np.abs(picture[frame][region] - picture[0][region]).mean()
@@ -177,8 +197,13 @@ def test_frames_show_the_controls(who):
     assert change(4, eyes) > 4 and change(4, mouth) < 1
     assert change(5, (slice(None), slice(None))) > 3
     assert all(change(k, corner) == 0 for k in range(count))
-    # A closed eye shows skin: hardly any pixel remains as bright as the white of the eye or as dark as the pupil.
-    assert picture[3][eyes].std() < 0.75 * picture[0][eyes].std()
+
+    def whites(frame):
+        """Bright pixels without the red of skin."""
+        red, blue = picture[frame][eyes][..., 0], picture[frame][eyes][..., 2]
+        return ((red > 90) & (red - blue < 22)).sum()
+
+    assert whites(0) >= 4 and whites(3) == 0
     # An open mouth is dark inside, below bright teeth.
     assert picture[1][mouth].min() < 60 < picture[0][mouth].min() + 25
 

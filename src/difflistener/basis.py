@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.linalg import eigh
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -91,16 +92,18 @@ def fit_basis(displacements: list[np.ndarray], weights: np.ndarray) -> LandmarkB
     if frames <= NUM_EXPRESSION:
         raise UserError(f"A basis of {NUM_EXPRESSION} components cannot be fitted on {frames} tracked frames.",
                         f"Use clips with more than {NUM_EXPRESSION} frames (2 s) with a visible face, or name a --basis.")
-    flat = [d.reshape(len(d), -1).astype(np.float64) for d in displacements]
-    share = [np.full(len(d), frames / (len(flat) * len(d))) for d in flat]
-    rows, share = np.concatenate(flat), np.concatenate(share)
     weight = np.repeat(weights.astype(np.float64), 3)
-    mean = (rows * share[:, None]).sum(0) / share.sum()
-    scaled = (rows - mean) * weight * np.sqrt(share)[:, None]
-    _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
-    directions = directions[:NUM_EXPRESSION]
+    mean = np.mean([d.reshape(len(d), -1).mean(0, dtype=np.float64) for d in displacements], axis=0)
+    covariance = np.zeros((len(mean), len(mean)))
+    for displacement in displacements:
+        for start in range(0, len(displacement), 1024):
+            rows = (displacement[start : start + 1024].reshape(-1, len(mean)) - mean) * weight
+            covariance += rows.T @ rows / (len(displacement) * len(displacements))
+    last = len(mean) - 1
+    variance, directions = eigh(covariance, subset_by_index=[last - NUM_EXPRESSION + 1, last])
+    variance, directions = variance[::-1], directions.T[::-1]
     largest = np.abs(directions).argmax(1)
     directions = directions * np.sign(directions[np.arange(NUM_EXPRESSION), largest])[:, None]
-    std = np.maximum(singular[:NUM_EXPRESSION] / np.sqrt(share.sum()), 1e-6)
+    std = np.sqrt(np.maximum(variance, 1e-12))
     return LandmarkBasis(mean.astype(np.float32), (directions / weight).astype(np.float32), std.astype(np.float32),
                          weights.astype(np.float32))

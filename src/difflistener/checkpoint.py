@@ -137,7 +137,7 @@ def prepare_output(out: Path, overwrite: bool, resume: bool, byproducts: tuple[s
         raise UserError(f"{out} is a file, not a folder.", "Name another output folder.")
     if resume:
         if not (out / "training_state" / "state.safetensors").is_file():
-            raise UserError(f"{out} holds no training state to resume.", "Leave --resume out to train from the start.")
+            raise UserError(f"{out} holds no training state to resume.", "Train from the start: leave --resume out, or give --overwrite instead.")
         return
     if not out.is_dir() or not any(out.iterdir()):
         out.mkdir(parents=True, exist_ok=True)

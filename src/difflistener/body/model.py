@@ -138,7 +138,7 @@ class Body(nn.Module):
         matrices = matrix_from_axis_angle(rotation).double()
         eye = torch.eye(3, dtype=torch.float64, device=rotation.device).expand_as(matrices)
         rows = torch.cat([eye, -matrices], 2).reshape(-1, 6)
-        prior = torch.tensor([0, 0, 0, 0, 1.2, 0.8], dtype=torch.float64, device=rotation.device)
+        prior = torch.tensor([0, 0, 0, 0, 1.0, 0.2], dtype=torch.float64, device=rotation.device)
         residual = translation.double().reshape(-1) - rows @ prior
         stiffness = 1e-3 * len(rotation) * torch.diag(torch.tensor([0, 0, 0, 1.0, 1, 1], dtype=torch.float64, device=rotation.device))
         solution = prior + torch.linalg.solve(rows.T @ rows + stiffness, rows.T @ residual)

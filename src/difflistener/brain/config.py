@@ -1,7 +1,10 @@
 """Settings of a brain and of its training. Imports nothing heavy, so that help is instant."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
 
 
 @dataclass(frozen=True)
@@ -30,23 +33,31 @@ class BrainConfig:
     """Width of the hidden layers."""
     layers: int = 6
     """Residual layers."""
-    state_limit: float = 6.0
+    state_limit: float = 8.0
     """Largest generated value, in standard deviations from the mean."""
 
 
 @dataclass(frozen=True)
 class BrainTraining:
-    """How a brain is trained (stage 2)."""
+    """Learn from clips how a listener moves while somebody speaks (stage 2).
 
+    Example: difflistener train brain clips/a clips/b --out brains/ab
+    Check that all parts fit, on one clip: difflistener train brain clips/a --out brains/a --overfit
+    """
+
+    clips: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Clips to learn from, of one basis."""
+    out: Path
+    """Folder for the brain."""
     network: Literal["regression", "mlp"] = "mlp"
     """regression predicts the average reaction; mlp is a diffusion model, each seed another reaction."""
     audio: Literal["logmel", "wav2vec2"] = "logmel"
     """Speaker feature to listen to; the clips must hold it."""
     face: bool = True
     """Watch the speaker's expression where a clip has one."""
-    steps: int = 3000
+    steps: int = 2000
     """Training steps; the learning rate falls to zero at the last one."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Windows a step."""
     learning_rate: float = 1e-3
     """Highest learning rate."""
@@ -78,3 +89,7 @@ class BrainTraining:
     """Where to compute."""
     overfit: bool = False
     """Learn one clip by heart and compare what is generated with the truth: a check that all parts fit."""
+    resume: bool = False
+    """Continue a run that was interrupted."""
+    overwrite: bool = False
+    """Replace a brain that stands at --out."""

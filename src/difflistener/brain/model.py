@@ -7,10 +7,11 @@ Axes: B windows, T frames at 25 fps, K frames of a block, H of history, C of con
 from __future__ import annotations
 
 import dataclasses
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -192,8 +193,6 @@ class Brain(nn.Module):
                 frame = int(torch.nonzero(~torch.isfinite(value).all(1))[0])
                 raise UserError(f"The {name} are not finite at frame {frame}.", "Prepare the input again.")
         if expression is not None and not config.uses_face:
-            import warnings
-
             warnings.warn("This brain was trained without speaker expression; the one given is ignored.", stacklevel=3)
 
 
@@ -217,7 +216,7 @@ def _recent(past: Tensor, history: int) -> Tensor:
 
 
 def _card(config: BrainConfig, training: dict[str, Any]) -> str:
-    lines = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in training.items())
+    lines = "\n".join(f"- {key.replace('_', ' ')}: {json.dumps(value, ensure_ascii=False)}" for key, value in training.items())
     return f"""---
 library_name: difflistener
 license: other

@@ -98,26 +98,36 @@ class Regression(nn.Module):
 
 
 class MLP(nn.Module):
-    """Noisy block, condition and timestep -> the noise in the block (epsilon)."""
+    """Noisy block, timestep and condition -> what `diffusion.predict_epsilon` makes the noise of.
+
+    Noise fills all K * 56 dimensions and would crowd the condition out of the layers. So it starts with no way into
+    them, and reaches the output directly through a gain for each dimension and noise level.
+    """
 
     is_diffusion = True
 
     def __init__(self, config: BrainConfig):
         super().__init__()
         self.shape = (config.block, NUM_MOTION)
+        size = config.block * NUM_MOTION
         self.perceive = Perception(config)
         self.time = nn.Sequential(nn.Linear(config.width, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
-        self.into = nn.Linear(config.block * NUM_MOTION, config.width)
+        self.gain = nn.Linear(config.width, size)
+        self.into = nn.Linear(size, config.width, bias=False)
         self.layers = nn.ModuleList(ResidualLayer(config.width) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.head = nn.Linear(config.width, config.block * NUM_MOTION)
+        self.head = nn.Linear(config.width, size)
+        for parameter in (self.gain.weight, self.gain.bias, self.into.weight):
+            nn.init.zeros_(parameter)
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Condition) -> Tensor:  # [B, K, 56], [B] -> [B, K, 56]
-        told = self.perceive(condition) + self.time(timestep_embedding(timestep, self.into.out_features))
-        x = self.into(noisy.flatten(1)) + told
+        time = self.time(timestep_embedding(timestep, self.into.out_features))
+        told = self.perceive(condition) + time
+        noisy = noisy.flatten(1)
+        x = self.into(noisy) + told
         for layer in self.layers:
             x = layer(x, told)
-        return self.head(self.norm(x)).unflatten(1, self.shape)
+        return (self.head(self.norm(x)) + self.gain(time) * noisy).unflatten(1, self.shape)
 
 
 NETWORKS = {"regression": Regression, "mlp": MLP}

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +20,10 @@ from difflistener.brain.diffusion import keyed_generator
 from difflistener.brain.model import Brain
 from difflistener.brain.overfit import overfit_report
 from difflistener.checkpoint import (
-    claim_output, config_from_dict, delayed_interrupt, load_training_state, optimizer_tensors, prepare_output, restore_optimizer,
+    claim_output, delayed_interrupt, load_training_state, optimizer_tensors, prepare_output, restore_optimizer,
     save_training_state,
 )
-from difflistener.clip import Clip
+from difflistener.clip import Clip, replacing
 from difflistener.dataset import Batch, Pair, Windows, holdout_spans, load_pairs, statistics
 from difflistener.errors import UserError
 from difflistener.progress import progress
@@ -35,48 +34,48 @@ MAY_CHANGE = ("steps", "save_every", "device")
 BYPRODUCTS = ("metrics.jsonl", "overfit.png", "overfit.json")
 
 
-def train_brain(clips: list[Path], out: Path, config: BrainTraining, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
-    """Train on `clips`, write the checkpoint to `out` and return its training summary.
+def train_brain(config: BrainTraining) -> dict[str, Any]:
+    """Train on `config.clips`, write the checkpoint to `config.out` and return its training summary.
 
     Ctrl-C saves the state and raises KeyboardInterrupt; `resume` then continues to the loss of an unbroken run.
 
     Raises:
         UserError: a clip that lacks something, an output folder in use, settings that do not fit.
     """
-    out = Path(out)
-    _check(config, clips)
-    pairs = load_pairs(clips, config.audio)
+    _check(config)
+    pairs = load_pairs(list(config.clips), config.audio)
     if config.overfit:
         pairs = [pairs[0].longest_valid_run()]
-    prepare_output(out, overwrite, resume, BYPRODUCTS)
-    recipe = {"clips": [str(pair.path) for pair in pairs], "config": dataclasses.asdict(config)}
-    state = _resumed(out, config, pairs) if resume else None
-    claim_output(out, f"brain.{config.network}", recipe)
-    trainer = Trainer(pairs, config, out, state)
+    trainer = Trainer(pairs, config)
+    prepare_output(config.out, config.overwrite, config.resume, BYPRODUCTS)
+    if config.resume:
+        trainer.restore()
+    claim_output(config.out, f"brain.{config.network}", {"clips": [str(clip) for clip in config.clips], **_recipe(config)})
     with delayed_interrupt() as asked:
         trainer.run(asked)
         summary = trainer.save()
     if asked.is_set():
         raise KeyboardInterrupt
     if config.overfit:
-        summary |= {"overfit": overfit_report(trainer.brain(), pairs[0], out)}
-        trainer.brain().save_pretrained(out, summary)
+        summary["overfit"] = overfit_report(trainer.brain(), pairs[0], config.out)
+        trainer.brain().save_pretrained(config.out, summary)
     return summary
 
 
 class Trainer:
     """A brain, its average, its optimiser and the step they stand at."""
 
-    def __init__(self, pairs: list[Pair], config: BrainTraining, out: Path, state: tuple[dict[str, Tensor], dict] | None):
-        self.config, self.out, self.pairs = config, out, pairs
+    def __init__(self, pairs: list[Pair], config: BrainTraining):
+        self.config, self.out, self.pairs = config, config.out, pairs
         self.device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         holdout = 0.0 if config.overfit else config.holdout
         spans, held = holdout_spans(pairs, holdout)
         shape = (config.block, config.history, config.context)
         self.windows = Windows(pairs, *shape, spans)
         self.validation = Windows(pairs, *shape, held) if holdout else None
-        torch.manual_seed(config.seed)  # Layers draw their first weights from the global generator.
-        self.raw = Brain(brain_config(config, pairs), _landmark_basis(pairs[0])).to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)  # Layers draw their first weights from the global generator.
+            self.raw = Brain(brain_config(config, pairs), _landmark_basis(pairs[0])).to(self.device)
         for name, values in statistics(pairs, spans).items():
             getattr(self.raw, name).set(values)
         self.average = AveragedModel(self.raw.network, multi_avg_fn=_average(config.ema))
@@ -84,8 +83,6 @@ class Trainer:
                                            fused=True)
         self.step, self.seconds = 0, 0.0
         self.total = 0.0  # Sum of losses since the last line of metrics.jsonl.
-        if state is not None:
-            self._restore(*state)
 
     def run(self, asked: threading.Event) -> None:
         """Train to the last step, or until `asked` to stop, saving on the way."""
@@ -116,6 +113,9 @@ class Trainer:
         generator = keyed_generator(config.seed, step)
         loss = raw.loss(*self._perceived(raw, batch, generator, augment=True), generator)
         self.optimizer.zero_grad(set_to_none=True)
+        if not torch.isfinite(loss):
+            raise UserError(f"The loss became {loss.item()} at step {step}.",
+                            "Go on from the last checkpoint with --resume, or start over with a lower --learning-rate.")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(raw.network.parameters(), 1.0)
         for group in self.optimizer.param_groups:
@@ -160,7 +160,7 @@ class Trainer:
         summary = {
             "clips": [{"path": str(pair.path), "frames": len(pair), "licences": _licences(pair)} for pair in self.pairs],
             "steps": self.step, "seconds": round(self.seconds, 1), "windows": len(self.windows),
-            "recipe": dataclasses.asdict(self.config),
+            "recipe": _recipe(self.config),
         }
         if self.validation:
             summary["validation_loss"] = self.validation_loss()
@@ -168,11 +168,27 @@ class Trainer:
         tensors = {f"raw.{name}": value for name, value in self.raw.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         save_training_state(self.out, tensors | optimizer_tensors(self.optimizer),
-                            {"step": self.step, "seconds": self.seconds, "total": self.total, "config": dataclasses.asdict(self.config),
+                            {"step": self.step, "seconds": self.seconds, "total": self.total, "recipe": _recipe(self.config),
                              "clips": _fingerprint(self.pairs)})
         return summary
 
-    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def restore(self) -> None:
+        """Go back to the saved training state, if it is of the same settings and clips."""
+        out, config = self.out, self.config
+        tensors, state = load_training_state(out)
+        for name, value in _recipe(config).items():
+            before = state["recipe"].get(name)
+            if name not in MAY_CHANGE and before != value:
+                raise UserError(f"The run in {out} was started with {name} = {before}, not {value}.",
+                                "Resume with the same settings, or start over with --overwrite.")
+        if state["clips"] != _fingerprint(self.pairs):
+            raise UserError(f"The run in {out} was started on other clips.",
+                            "Resume with the same clips, or start over with --overwrite.")
+        is_reported = not config.overfit or (out / "overfit.json").is_file()
+        if state["step"] >= config.steps and is_reported:
+            raise UserError(f"The run in {out} has done all of its {state['step']} steps.",
+                            "Give --steps with a larger number to train on.")
+
         def part(prefix):
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
@@ -180,9 +196,11 @@ class Trainer:
         self.average.load_state_dict(part("average."))
         restore_optimizer(self.optimizer, tensors)
         self.step, self.seconds, self.total = state["step"], state["seconds"], state["total"]
-        if self.step >= self.config.steps:
-            raise UserError(f"The run in {self.out} has done all of its {self.step} steps.",
-                            "Give --steps with a larger number to train on.")
+        # A killed run may have logged steps that it did not save: they are done again.
+        log = out / "metrics.jsonl"
+        rows = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step] if log.is_file() else []
+        with replacing(log) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in rows))
 
     def _log(self, row: dict[str, Any]) -> None:
         with (self.out / "metrics.jsonl").open("a") as file:
@@ -209,36 +227,33 @@ def _average(decay: float):
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
         keep = min(decay, float((1 + num_averaged) / (10 + num_averaged)))
-        torch._foreach_lerp_(averaged, current, 1 - keep)
+        for mean, value in zip(averaged, current):
+            mean.lerp_(value, 1 - keep)
 
     return update
 
 
-def _check(config: BrainTraining, clips: list[Path]) -> None:
+def _check(config: BrainTraining) -> None:
+    if not config.clips:
+        raise UserError("No clip was given.", "Name at least one clip folder.")
     for name in ("steps", "batch_size", "block", "history", "save_every", "width", "layers"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}.", "Give a number above zero.")
     if config.seed < 0:
         raise UserError(f"--seed is {config.seed}.", "Give a number from 0 up.")
+    if not 0 <= config.holdout < 1:
+        raise UserError(f"--holdout is {config.holdout}.", "Give a share from 0 up to, but not including, 1.")
     if config.context < config.block:
         raise UserError(f"A context of {config.context} frames does not hold a block of {config.block}.", "Give a larger --context.")
-    if config.overfit and len(clips) != 1:
-        raise UserError(f"--overfit learns one clip by heart; {len(clips)} were given.", "Name one clip.")
+    if config.overfit and len(config.clips) != 1:
+        raise UserError(f"--overfit learns one clip by heart; {len(config.clips)} were given.", "Name one clip.")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda was asked for, but torch sees no CUDA GPU here.", "Use --device cpu, or see: difflistener doctor")
 
 
-def _resumed(out: Path, config: BrainTraining, pairs: list[Pair]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The saved training state, if it is of the same settings and clips."""
-    tensors, state = load_training_state(out)
-    before = dataclasses.asdict(config_from_dict(BrainTraining, state["config"], out / "training_state"))
-    for name, value in dataclasses.asdict(config).items():
-        if name not in MAY_CHANGE and before[name] != value:
-            raise UserError(f"The run in {out} was started with {name} = {before[name]}, not {value}.",
-                            "Resume with the same settings, or start over with --overwrite.")
-    if state["clips"] != _fingerprint(pairs):
-        raise UserError(f"The run in {out} was started on other clips.", "Resume with the same clips, or start over with --overwrite.")
-    return tensors, state
+def _recipe(config: BrainTraining) -> dict[str, Any]:
+    """The settings that decide the result, as JSON values."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in ("clips", "out", "resume", "overwrite")}
 
 
 def _fingerprint(pairs: list[Pair]) -> list[str]:

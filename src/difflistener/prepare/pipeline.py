@@ -27,6 +27,8 @@ from difflistener.progress import progress
 
 CROP_FACES = 2.6
 """Side of the stored picture in heights of the face: head, hair and shoulders."""
+NEARLY_ALL = 0.9
+"""A crop that keeps this much of the picture's shorter side keeps all of it."""
 MIN_SIZE = 64
 VIDEO_CRF = 8
 """Nearly lossless: the stored video is what a body learns from."""
@@ -262,6 +264,8 @@ def choose_crop(points: np.ndarray, width: int, height: int, size: int) -> Crop:
     low, high = np.percentile(points[..., :2].min(1), 2, 0), np.percentile(points[..., :2].max(1), 98, 0)
     face = np.median(np.ptp(points[..., 1], axis=1))
     side = int(min(max(CROP_FACES * face, 1.5 * (high - low).max()), height, width))
+    if side > NEARLY_ALL * min(height, width):
+        side = min(height, width)
     centre = (low + high) / 2 + [0, 0.1 * face]
     left = int(np.clip(round(centre[0] - side / 2), 0, width - side))
     top = int(np.clip(round(centre[1] - side / 2), 0, height - side))
@@ -293,7 +297,8 @@ def _video_stage(clip: Clip, source: Source) -> None:
 
 
 def _motion_stage(clip: Clip, config: Prepare) -> None:
-    from difflistener.prepare.pose import displacements, encode, landmark_weights, reprojection_error
+    from difflistener.prepare.expression import encode, landmark_weights, reprojection_error
+    from difflistener.prepare.pose import displacements
 
     roles = [role for role in clip.roles() if clip.has(role, "landmarks.npy")]
     if not roles:
@@ -334,12 +339,12 @@ def _fit_pose(clip: Clip, role: str):
 
 
 def _store_track(clip: Clip, role: str, track, points, valid, codes, error: float, settings: dict) -> None:
-    from difflistener.prepare.landmarks import eye_closure, gaze
+    from difflistener.prepare.face_points import eye_closure, gaze
 
     rotation = fill_gaps(track.rotation.astype(np.float32), valid, is_rotation=True)
     translation = fill_gaps(track.translation.astype(np.float32), valid)
     codes = fill_gaps(codes, valid)
-    eyes = fill_gaps(np.concatenate([eye_closure(points), gaze(points)], 1).astype(np.float32), valid)
+    eyes = np.concatenate([eye_closure(points, valid), gaze(points, valid)], 1).astype(np.float32)
     producer = "landmark and flow fit"
     if role == "listener":
         motion = np.concatenate([codes, rotation, np.zeros_like(rotation)], 1)
@@ -404,7 +409,7 @@ def _audio_stage(clip: Clip, source: Source, config: Prepare) -> None:
             _write_wav(temporary, samples)
     for name in config.audio:
         encoder = make_encoder(name, **({"model": config.wav2vec2_model} if name == "wav2vec2" else {}))
-        feature_settings = settings | encoder.settings()
+        feature_settings = {"source": settings, "encoder": encoder.settings()}
         if clip.is_current("speaker", f"{name}.npy", feature_settings):
             continue
         samples = _sound(source, clip.num_frames) if samples is None else samples
@@ -478,7 +483,8 @@ def _add_licence(clip: Clip, entry: str) -> None:
 
 def fit_shared_basis(config: FitBasis) -> dict:
     """Fit one basis on all tracked people of several clips and write it."""
-    from difflistener.prepare.pose import HeadTrack, displacements, landmark_weights
+    from difflistener.prepare.expression import landmark_weights
+    from difflistener.prepare.pose import HeadTrack, displacements
 
     if config.out.exists() and not config.overwrite:
         raise UserError(f"{config.out} exists.", "Give --overwrite to replace it, or another --out.")
@@ -491,7 +497,7 @@ def fit_shared_basis(config: FitBasis) -> dict:
             camera = clip.read_json(role, "camera.json")
             rotation = clip.motion().rotation if role == "listener" else np.array(clip.read(role, "rotation"))
             track = HeadTrack(camera["focal"], camera["cx"], camera["cy"], rotation, np.array(clip.read(role, "translation")),
-                              np.array(camera["template"]))
+                              np.array(camera["template"]), np.zeros(clip.num_frames, bool), camera["reprojection_px"])
             points, valid = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid"))
             train = clip.meta["num_train_frames"]
             moved.append(displacements(track, points, valid)[:train][valid[:train]])
@@ -505,7 +511,8 @@ def fit_shared_basis(config: FitBasis) -> dict:
 def track_speaker(video: Path, basis: LandmarkBasis) -> np.ndarray:
     """Expression codes [T, 50] of the face in a video, in `basis`, as `prepare` would store them."""
     from difflistener.prepare.landmarks import track_landmarks
-    from difflistener.prepare.pose import encode, fit_head
+    from difflistener.prepare.expression import encode
+    from difflistener.prepare.pose import fit_head
 
     info = probe(video)
     frames = (frame for frame, _ in progress(read_frames(video), "track speaker", total=num_frames(info.duration_s)))

@@ -16,7 +16,7 @@ from difflistener.errors import UserError
 from difflistener.motion import fill_gaps, runs, unwrap_rotation
 from difflistener.prepare.bundle import (Camera, Observations, Smoothness, adjust, left_jacobians, robust_weights,
                                          rotation_matrices, skew)
-from difflistener.prepare.face_points import (BROWS, EARS, EYELIDS, IRISES, LIPS, MIRRORED, NUM_POINTS,
+from difflistener.prepare.face_points import (BROWS, EARS, EYELIDS, IRISES, LIPS, MIRROR, NUM_POINTS,
                                               OUTER_EYE_CORNERS, RIGID, eye_opening)
 
 VIEWING_DISTANCE = 11.0
@@ -31,6 +31,10 @@ TRANSLATION_ACCELERATION = 0.03
 """Standard deviations of the acceleration prior, radians and units / frame^2: nods of 10 degrees at 2 Hz stay within."""
 TEMPLATE_SIGMA = 0.1
 """How far the template may move from MediaPipe's own mean shape, in inter-ocular distances."""
+SIDED = np.array([p for p in RIGID if MIRROR[p] > p])
+"""Rigid points of the right half: with their mirror points they show which way is across."""
+SLIDE = 0.015
+"""How far landmarks slide over the face, in inter-ocular distances, alike for some ten frames."""
 CUT_JUMP = 0.06
 """A face that jumps this far out of its path between two frames, in inter-ocular distances, was cut."""
 
@@ -242,7 +246,7 @@ def _triangulate(track: HeadTrack, landmarks: np.ndarray, frames: np.ndarray, st
     matrices = rotation_matrices(track.rotation[frames])
     start = points = track.template.astype(np.float64)
     scale = LANDMARK_SCALE * track.pixels_per_unit
-    precision = LANDMARK_COUNT / (TEMPLATE_SIGMA * track.pixels_per_unit * LANDMARK_SCALE) ** 2
+    precision = 10 * (SLIDE / TEMPLATE_SIGMA * track.pixels_per_unit) ** 2
     for _ in range(steps):
         blocks = np.tile(precision * np.eye(3), (NUM_POINTS, 1, 1))
         right = precision * (start - points)
@@ -283,7 +287,7 @@ def _canonical(track: HeadTrack) -> HeadTrack:
 def _head_axes(shape: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Axes (columns), origin and unit of the head frame, of a face [P, 3]: x across mirrored points, y in the plane of
     forehead top and chin."""
-    across = (shape[MIRRORED[:, 1]] - shape[MIRRORED[:, 0]]).sum(0)
+    across = (shape[MIRROR] - shape)[SIDED].sum(0)
     x = across / np.linalg.norm(across)
     down = shape[152] - shape[10]
     y = down - (down @ x) * x
@@ -302,10 +306,18 @@ def _mean_shape(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
         shape = (shape - origin) @ axes / unit
         matrices, scale, centre, depth = _similarity(shape, sample, pose_weights(shape), with_depth=True)
         offset = np.concatenate([centre, depth[:, None]], 1)
-        shape = np.median((sample - offset[:, None]) @ matrices / scale[:, None, None], axis=0)
+        shape = _symmetrical(np.median((sample - offset[:, None]) @ matrices / scale[:, None, None], axis=0))
     axes, origin, unit = _head_axes(shape)
     shape = (shape - origin) @ axes / unit
     return shape, *_similarity(shape, landmarks, pose_weights(shape))
+
+
+def _symmetrical(shape: np.ndarray) -> np.ndarray:
+    """`shape` [P, 3] made its own mirror image: a clip with little turning does not show which way a face is skewed in
+    depth, and a skewed template would pass for a turned head."""
+    axes, origin, unit = _head_axes(shape)
+    shape = (shape - origin) @ axes / unit
+    return (shape + shape[MIRROR] * [-1, 1, 1]) / 2
 
 
 def _similarity(shape: np.ndarray, landmarks: np.ndarray, weight: np.ndarray, with_depth: bool = False):

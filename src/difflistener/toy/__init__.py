@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from difflistener.motion import FPS
+
 from .face import CHARACTERS, HEAD_DISTANCE, Camera, Character, intrinsics, render
 from .law import (
-    FPS,
     Controls,
     Events,
     ListenerLaw,
@@ -32,9 +33,6 @@ __all__ = [
     "CHARACTERS", "FPS", "HEAD_DISTANCE", "RATE", "Camera", "Character", "Controls", "Events", "ListenerLaw",
     "ToyPair", "intrinsics", "make_pair", "render", "write_pair",
 ]  # fmt: skip
-
-BASIS = "toy"
-"""Basis id of `ToyPair.motion`: the semantic controls in the first slots, see `Controls.motion`."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,8 @@ def make_pair(seconds: float, seed: int = 0, law: ListenerLaw | None = None) -> 
     law = law or ListenerLaw()
     seconds = round(seconds * FPS) / FPS
     # One stream per cause, so that a change of the listener's law leaves the speaker as it was.
-    names = ("phrases", "speech", "smiles", "speaker blinks", "speaker", "nods", "mirrored", "blinks", "turns", "listener")
+    names = ("phrases", "speech", "smiles", "speaker blinks", "speaker",
+             "nods", "mirrored", "blinks", "turns", "listener")  # fmt: skip
     streams = dict(zip(names, map(np.random.default_rng, np.random.SeedSequence(seed).spawn(len(names))), strict=True))
     phrases = draw_phrases(seconds, streams["phrases"])
     audio, mouth = speak(phrases, seconds, streams["speech"])
@@ -91,7 +90,9 @@ def make_pair(seconds: float, seed: int = 0, law: ListenerLaw | None = None) -> 
     )  # fmt: skip
 
 
-def write_pair(folder: str | Path, seconds: float, seed: int = 0, size: int = 256, law: ListenerLaw | None = None) -> ToyPair:
+def write_pair(
+    folder: str | Path, seconds: float, seed: int = 0, size: int = 256, law: ListenerLaw | None = None
+) -> ToyPair:
     """Write speaker.mp4 (with sound), listener.mp4 and truth.npz into `folder`, and return what was drawn.
 
     truth.npz holds `speaker_<control>`, `listener_<control>`, `speaker_motion`, `listener_motion`, `events_<kind>`,

@@ -13,17 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
+from .law import JAW_OPEN
+
 EYE_X, EYE_Y, EYE_HALF = 3.15, 2.6, 1.42
 LID_CENTRE_Z, LID_RADIUS, EYEBALL_RADIUS = 2.0, 1.75, 1.68
 MOUTH_Y, MOUTH_HALF = -4.05, 2.45
 JAW_HINGE = (0.3, -2.0)
 """y, z of the axis the jaw turns about."""
-JAW_OPEN = 0.30
-"""Jaw rotation in radians at mouth_open = 1."""
 CROWN = 9.0
 """Height of the skull over the temples, which lie at y = 3."""
-NECK_PIVOT = (0.0, -9.0, -4.5)
-"""The point the head turns about."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def skull(phi: np.ndarray, t: np.ndarray, shape: Shape) -> np.ndarray:
     depth = np.where(np.cos(phi) >= 0, (_FRONT(t) + 2.5) * closing ** 0.82, _BACK(t) * closing)
     turned = np.minimum(np.abs(phi), 1.75)
     tilt = (2.2 * (1 - np.cos(1.25 * turned)) + 1.3 * smoothstep(0.5, 1.7, turned)) * smoothstep(-2.2, -9.3, t)
-    chin = shape.chin * np.minimum(t - MOUTH_Y, 0) - np.minimum(t - MOUTH_Y, 0)
+    chin = (shape.chin - 1) * np.minimum(t - MOUTH_Y, 0)
     return np.stack([half_width * np.sin(phi), t + tilt + chin, axis + depth * np.cos(phi)], -1)
 
 
@@ -111,7 +109,6 @@ class Head:
         phi_of = PchipInterpolator([0, 0.45, 0.8, 1], [0, 0.66, 1.45, np.pi])
         phi = np.sign(u) * phi_of(np.abs(u))
         t, self.eye_row, self.mouth_row, under = _rows_of_head()
-        self.face_rows = len(t)
         phi_grid, t_grid = np.meshgrid(phi, t)
         base = skull(phi_grid, t_grid, shape)
         x, y, z = base[..., 0].copy(), base[..., 1].copy(), base[..., 2].copy()
@@ -121,7 +118,6 @@ class Head:
 
         # The closed slits are curves: the lids meet low on the eye, the lips in a shallow bow.
         q = np.clip((np.abs(x) - EYE_X) / (EYE_HALF * shape.eyes), -1, 1)
-        self.eye_open_at = (np.abs(q) < 1) & front.astype(bool)
         arch = 1 - q**2
         tau = t_grid - EYE_Y
         close_curve = -0.34 * shape.eyes * arch**0.9 + 0.10 * q
@@ -144,15 +140,14 @@ class Head:
         sag = np.clip(1 - np.maximum(-tau, 0) / 1.0, 0, 1) ** 1.5
         self.lower_lid = np.where(~above_slit, arch * sag, 0) * front
         rest = np.stack([x, y, z], -1)
-        self._close_lids_at_rest(rest)
+        self._lay_on_eyeball(rest)
         self._expressions(rest, front, row)
         self.rest, self.under = rest.astype(np.float32), under
         for name in ("smile", "brow", "opening", "jaw", "upper_lid", "lower_lid", "lid_weight", "x"):
             setattr(self, name, getattr(self, name).astype(np.float32))
         self.rows, self.columns = len(t) + under, columns
-        neck_phi = phi
         self.neck_ring = np.stack(
-            [4.6 * shape.neck * np.sin(neck_phi), np.full(columns, -8.2), -3.4 + 4.4 * np.cos(neck_phi)], -1
+            [4.6 * shape.neck * np.sin(phi), np.full(columns, -8.2), -3.4 + 4.4 * np.cos(phi)], -1
         ).astype(np.float32)
 
     def _relief(self, x, t, row, shape):
@@ -170,14 +165,13 @@ class Head:
         z += 0.50 * both(x, t, 4.5, -0.1, 1.6, 1.3)
         z -= 0.10 * both(x, t, 5.0, -4.0, 1.6, 1.8)
         z += 0.30 * both(x, t, 3.0, -1.6, 1.2, 1.2)
-        z -= 0.22 * both(x, t, 2.55 + 0.0 * t, -2.6, 0.35, 1.1)
+        z -= 0.22 * both(x, t, 2.55, -2.6, 0.35, 1.1)
         z += 0.35 * bump(x, t, 0, -4.0, 1.7, 1.5)
         z -= 0.10 * bump(x, t, 0, -3.0, 0.25, 0.5)
         z -= 0.30 * bump(x, t, 0, -5.75, 1.7, 0.45)
         z += 0.45 * bump(x, t, 0, -7.7, 1.3, 0.95)
         taper = np.clip(1 - (x / MOUTH_HALF) ** 2, 0, 1)
         upper, lower = self.lip_heights(x, shape)
-        self.lip_upper, self.lip_lower = upper, lower
         rise = t - MOUTH_Y
         up = np.clip(rise / np.maximum(upper, 0.05), 0, 1.6)
         down = np.clip(-rise / np.maximum(lower, 0.05), 0, 1.6)
@@ -194,15 +188,13 @@ class Head:
     def lip_heights(x, shape):
         """Height of the red of the upper and the lower lip over x, cm."""
         s = np.clip(np.abs(x) / MOUTH_HALF, 0, 1)
-        upper = 0.70 * (1 - s**1.8) ** 0.9 * (1 + 0.16 * np.exp(-((s - 0.22) / 0.14) ** 2) - 0.12 * np.exp(-(s / 0.1) ** 2))
+        cupid = 1 + 0.16 * np.exp(-(((s - 0.22) / 0.14) ** 2)) - 0.12 * np.exp(-((s / 0.1) ** 2))
+        upper = 0.70 * (1 - s**1.8) ** 0.9 * cupid
         lower = 0.92 * (1 - s**2.4) ** 0.9
         return upper * shape.lips, lower * shape.lips
 
-    def _close_lids_at_rest(self, rest):
-        """Give the closed lids their bulge."""
-        self._lay_on_eyeball(rest)
-
     def _lay_on_eyeball(self, points):
+        """Let the lids bulge over the eyeball, wherever on it they are; changes `points`."""
         rows = self.lid_rows
         p, w = points[rows], self.lid_weight[rows]
         away = (np.abs(p[..., 0]) - EYE_X) ** 2 + (p[..., 1] - EYE_Y) ** 2
@@ -222,9 +214,11 @@ class Head:
         lips = np.exp(-np.abs(t - MOUTH_Y) / 0.9) * np.clip(1 - (x / (MOUTH_HALF - 0.2)) ** 2, 0, 1) ** 0.7
         part = np.where(is_upper, 0.16, -0.14) * lips
         self.smile = front[..., None] * np.stack(
-            [side * (0.62 * corner * wide + 0.15 * cheek), 0.72 * corner * wide**1.5 + 0.34 * cheek + 0.12 * pouch + part,
+            [side * (0.62 * corner * wide + 0.15 * cheek),
+             0.72 * corner * wide**1.5 + 0.34 * cheek + 0.12 * pouch + part,
              -0.28 * corner * wide + 0.42 * cheek + 0.1 * pouch], -1)  # fmt: skip
-        raised = np.exp(-0.5 * ((t - 4.5) / 0.85) ** 2) * smoothstep(0.1, 1.4, np.abs(x)) * smoothstep(6.5, 4.5, np.abs(x))
+        along = smoothstep(0.1, 1.4, np.abs(x)) * smoothstep(6.5, 4.5, np.abs(x))
+        raised = np.exp(-0.5 * ((t - 4.5) / 0.85) ** 2) * along
         inner = 0.25 * np.exp(-0.5 * ((t - 4.6) / 0.8) ** 2) * np.exp(-((x / 1.0) ** 2))
         self.brow = front[..., None] * np.stack([zero, 0.75 * (raised + inner), 0.05 * raised], -1)
 
@@ -251,15 +245,13 @@ class Head:
         p += mouth_open * self.opening
         angle = JAW_OPEN * mouth_open
         y, z = p[..., 1] - JAW_HINGE[0], p[..., 2] - JAW_HINGE[1]
-        down = self.jaw
-        dy = down * (y * (np.cos(angle) - 1) - z * np.sin(angle))
-        dz = down * (y * np.sin(angle) + z * (np.cos(angle) - 1))
+        dy = self.jaw * (y * (np.cos(angle) - 1) - z * np.sin(angle))
+        dz = self.jaw * (y * np.sin(angle) + z * (np.cos(angle) - 1))
         p[..., 1] += dy
         p[..., 2] += dz
         fraction = (np.arange(1, self.under + 1, dtype=np.float32) / self.under)[:, None, None]
         jawline = p[-1]
-        ring = self.neck_ring
-        below = jawline + (ring - jawline) * fraction
+        below = jawline + (self.neck_ring - jawline) * fraction
         # The floor of the chin is round, not flat.
         below[..., 1] -= 0.7 * np.sin(np.pi * fraction[..., 0] * 0.9) * (0.3 + 0.7 * np.cos(self.phi[0]).clip(0))
         return np.concatenate([p, below])
@@ -325,15 +317,15 @@ def hair(shape: Shape, generator: np.random.Generator) -> tuple[np.ndarray, np.n
         edge = parting + (tips - parting) * smoothstep(0.86, 1.22, a)
         edge = edge + 0.1 * locks * smoothstep(0.2, 0.6, a)
     else:
-        side = np.interp(a, [0, 0.35, 0.75, 0.98, 1.12, 1.3, 1.42, 1.6, 2.1, np.pi], [7.5, 7.7, 6.7, 5.0, 3.6, 1.0, 0.4, 3.4, -2.4, -5.4])
+        azimuths = [0, 0.35, 0.75, 0.98, 1.12, 1.3, 1.42, 1.6, 2.1, np.pi]
+        side = np.interp(a, azimuths, [7.5, 7.7, 6.7, 5.0, 3.6, 1.0, 0.4, 3.4, -2.4, -5.4])
         edge = side + 0.12 * locks
-    top = 3.0 + CROWN
     theta = np.arcsin(np.clip((np.maximum(edge, 3.0) - 3.0) / CROWN, 0, 1))
     length_above = np.pi / 2 - theta
     length_below = np.maximum(3.0 - edge, 0) / CROWN
     along = v * (length_above + length_below)[None]
-    t = np.where(along < np.pi / 2, 3.0 + CROWN * np.cos(np.minimum(along, np.pi / 2)), 3.0 - (along - np.pi / 2) * CROWN)
-    t = np.where(v == 0, top, t)
+    beyond = np.maximum(along - np.pi / 2, 0)
+    t = 3.0 + CROWN * (np.cos(np.minimum(along, np.pi / 2)) - beyond)
     phi_grid = np.broadcast_to(phi, t.shape)
     base = skull(phi_grid, np.maximum(t, -2.0 if shape.long_hair else -6.0), shape)
     base[..., 1] = np.where(t < base[..., 1], t, base[..., 1]) if shape.long_hair else base[..., 1]

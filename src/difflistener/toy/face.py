@@ -5,13 +5,13 @@ centimetres inside; a face that looks at the camera looks along -z. "Left" eye m
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from . import anatomy, paint, raster
 from .anatomy import Shape
-from .law import Controls
+from .law import NECK_PIVOT, Controls
 from .paint import Look
 
 HEAD_DISTANCE = 0.86
@@ -100,10 +100,8 @@ class _Part:
     follow: np.ndarray | float
     texture: np.ndarray
     two_sided: bool = False
-    gloss: float = 1.0
     first: int = 0
-    corner: tuple[float, float] = (0, 0)
-    quads: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int32))
+    """Its first vertex in the list of all."""
 
 
 class Renderer:
@@ -133,7 +131,6 @@ class Renderer:
         self._lay_out(texels)
         self.atlas = torch.from_numpy(np.ascontiguousarray(self.atlas_image.transpose(2, 0, 1)))[None]
         self.background = self._backdrop(look, generator)
-        self.eye_noise = generator.standard_normal(64).astype(np.float32)
         self.iris = paint.linear(look.iris)
 
     def _lay_out(self, texels):
@@ -180,7 +177,7 @@ class Renderer:
             self.slit_across[(row + 1) * columns : (row + 2) * columns] = 1.0
 
     def _ever_seen(self, part):
-        """[rows-1, columns-1] bool: quads that no pose of a conversation turns to the camera."""
+        """[rows-1, columns-1] bool: quads that some pose of a conversation may turn to the camera."""
         middle = part.points[:-1, :-1]
         if part.kind == SKIN:
             head = self.head
@@ -254,7 +251,7 @@ class Renderer:
         shift = 100 * c.translation[index].astype(np.float32)
         flipped = local * FLIP
         turned = flipped @ turn.T + shift + REST
-        pivot = np.array(anatomy.NECK_PIVOT, np.float32) * FLIP
+        pivot = 100 * np.array(NECK_PIVOT, np.float32)
         carried = flipped + REST + (turn @ pivot + shift - pivot)
         points = carried + self.follow * (turned - carried)
         xy = focal * points[:, :2] / points[:, 2:] + centre
@@ -360,7 +357,8 @@ class Renderer:
         """Eyeball colour [N,3]: sclera, iris, pupil, and the light's reflection."""
         origin, ray = self._rays(x, y, pose)
         side = np.sign(origin[0] + ray[:, 0] / ray[:, 2] * (3.5 - origin[2]))
-        centre = np.stack([side * anatomy.EYE_X, np.full_like(side, anatomy.EYE_Y), np.full_like(side, anatomy.LID_CENTRE_Z)], 1)
+        eye_y, eye_z = np.full_like(side, anatomy.EYE_Y), np.full_like(side, anatomy.LID_CENTRE_Z)
+        centre = np.stack([side * anatomy.EYE_X, eye_y, eye_z], 1)
         ray = ray / np.linalg.norm(ray, axis=1, keepdims=True)
         to = origin - centre
         b = (to * ray).sum(1)
@@ -379,7 +377,8 @@ class Renderer:
         color += (np.array([0.62, 0.40, 0.38], np.float32) - color) * 0.6 * corner
         fibre = 1 + 0.12 * np.sin(17 * angle + 3 * np.sin(4 * angle)) + 0.10 * np.sin(41 * angle)
         ring = np.clip(radius / 0.60, 0, 1)
-        iris = self.iris * (fibre * (0.85 + 0.75 * ring * (ring < 0.82) - 0.5 * np.clip((ring - 0.78) / 0.22, 0, 1)))[:, None]
+        rim = 0.5 * np.clip((ring - 0.78) / 0.22, 0, 1)
+        iris = self.iris * (fibre * (0.85 + 0.75 * ring * (ring < 0.82) - rim))[:, None]
         # The lower half of an iris glows with the light that came in above.
         iris = iris * (1 - 0.45 * dy / 0.6)[:, None]
         inside = np.clip((0.60 - radius) / soft + 0.5, 0, 1)[:, None]
@@ -423,7 +422,8 @@ class Renderer:
         enamel = np.array([0.80, 0.75, 0.67], np.float32) * (
             (1 - 0.16 * s / 2.2) * (1 - 0.30 * np.clip((within - 0.86) / 0.14, 0, 1) * min(1.0, 0.1 / pixel))
         )[:, None]
-        shade = np.clip(0.62 + 1.2 * opening * max(mouth_open, 0.15) + 0.3 * mouth_open, 0.3, 0.95) * (1 - 0.22 * s / 2.2)
+        shade = np.clip(0.62 + 1.2 * opening * max(mouth_open, 0.15) + 0.3 * mouth_open, 0.3, 0.95)
+        shade = shade * (1 - 0.22 * s / 2.2)
         color += (enamel * shade[:, None] - color) * is_tooth[:, None]
         return color * (0.45 + 0.55 * np.clip((anatomy.MOUTH_HALF - np.abs(px)) / 0.7, 0, 1))[:, None]
 
@@ -441,7 +441,9 @@ def _compact(seen: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(present[:-1]), number[seen]
 
 
-def render(character: Character | str, controls: Controls, size: int = 256, camera: Camera | None = None) -> Iterator[np.ndarray]:
+def render(
+    character: Character | str, controls: Controls, size: int = 256, camera: Camera | None = None
+) -> Iterator[np.ndarray]:
     """Frames of a character that moves as `controls` say: [size,size,3] uint8 RGB, one at a time.
 
     Args:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-FPS = 25
+from difflistener.motion import FPS
+
 NECK_PIVOT = (0.0, 0.09, 0.045)
 """The point the head turns about, in the head's own frame, metres."""
 JAW_OPEN = 0.30
@@ -284,7 +285,8 @@ def speaker_controls(
     beat = gaussian_filter1d(loudness, 2.0)
     rotation = np.stack(
         [np.deg2rad(1.6) * drift(frames, generator, 0.8) + np.deg2rad(3.0) * (beat - 0.3) * talking,
-         np.deg2rad(3.0) * drift(frames, generator, 1.0), np.deg2rad(1.8) * drift(frames, generator, 1.0)], 1)  # fmt: skip
+         np.deg2rad(3.0) * drift(frames, generator, 1.0),
+         np.deg2rad(1.8) * drift(frames, generator, 1.0)], 1)  # fmt: skip
     brow = np.clip(0.12 + 0.30 * drift(frames, generator, 0.4) * talking, 0, 1)
     closed = blink_curve(t, blinks)
     moved = about_neck(rotation, sway(frames, generator))

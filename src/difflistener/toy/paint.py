@@ -127,11 +127,13 @@ def face(head: anatomy.Head, shape: anatomy.Shape, look: Look, texels: float, ge
         spots = gaussian_filter(spots, blur) * (2 * np.pi * blur**2)
         _mix(rgb, skin * np.array([0.62, 0.40, 0.28], np.float32), 0.5 * np.minimum(spots, 1))
         # Two moles break the symmetry.
-        _mix(rgb, linear((92, 52, 40)), 0.8 * bump(x, y, 3.9, -3.4, 0.13, 0.11) + 0.6 * bump(x, y, -4.6, 0.4, 0.10, 0.09))
+        moles = 0.8 * bump(x, y, 3.9, -3.4, 0.13, 0.11) + 0.6 * bump(x, y, -4.6, 0.4, 0.10, 0.09)
+        _mix(rgb, linear((92, 52, 40)), moles)
 
     if look.stubble:
         beard = smoothstep(-2.7, -4.2, y) * smoothstep(1.65, 1.2, np.abs(phi)) + 0.0 * x
-        beard = np.maximum(beard, smoothstep(0.2, -2.5, y) * smoothstep(0.8, 1.1, np.abs(phi)) * smoothstep(1.6, 1.3, np.abs(phi)))
+        whiskers = smoothstep(0.8, 1.1, np.abs(phi)) * smoothstep(1.6, 1.3, np.abs(phi))
+        beard = np.maximum(beard, smoothstep(0.2, -2.5, y) * whiskers)
         beard *= 1 - 0.75 * both(x, y, 3.4, -2.9, 1.2, 1.0)
         dots = smoothstep(-0.6, 1.4, grain(0.055))
         _mix(rgb, linear(look.hair) * 0.9, look.stubble * beard * (0.34 + 0.42 * dots) * smoothstep(-10.5, -9.0, y))
@@ -139,11 +141,13 @@ def face(head: anatomy.Head, shape: anatomy.Shape, look: Look, texels: float, ge
     upper, lower = anatomy.Head.lip_heights(x, shape)
     rise = y - anatomy.MOUTH_Y
     edge = np.where(rise > 0, (upper - rise) / 0.16, (lower + rise) / 0.22)
-    lip = np.clip(edge + 0.4, 0, 1) * smoothstep(anatomy.MOUTH_HALF + 0.08, anatomy.MOUTH_HALF - 0.35, np.abs(x)) * (front > 0.9)
+    width = smoothstep(anatomy.MOUTH_HALF + 0.08, anatomy.MOUTH_HALF - 0.35, np.abs(x))
+    lip = np.clip(edge + 0.4, 0, 1) * width * (front > 0.9)
     wrinkles = 1 + 0.07 * np.sin(26 * x + 1.5 * np.sin(5 * y)) * np.exp(-((rise / 0.6) ** 2))
     lip_color = linear(look.lip) * np.where(rise > 0, 0.80, 1.05)[..., None] * wrinkles[..., None]
     rgb += (lip_color - rgb) * (0.88 * lip)[..., None]
-    inner = np.exp(-np.abs(rise) / 0.07) * smoothstep(anatomy.MOUTH_HALF + 0.1, anatomy.MOUTH_HALF - 0.2, np.abs(x)) * (front > 0.9)
+    width = smoothstep(anatomy.MOUTH_HALF + 0.1, anatomy.MOUTH_HALF - 0.2, np.abs(x))
+    inner = np.exp(-np.abs(rise) / 0.07) * width * (front > 0.9)
     _mix(rgb, linear((88, 30, 32)), 0.75 * inner)
     image[..., 3] += 0.45 * lip * (rise < 0.1) + 0.10 * bump(x, y, 0, -0.9, 0.6, 0.7)
 
@@ -218,7 +222,8 @@ def cloth(points: np.ndarray, look: Look, texels: float, generator) -> np.ndarra
     c = _spread(np.repeat(np.linspace(-1, 1, columns)[None], rows, 0), texels)
     image = np.empty((*r.shape, 4), np.float32)
     image[..., :3] = linear(look.cloth)
-    image[..., :3] *= (1 + 0.06 * _noise(r.shape, 2.5 * texels, generator) + 0.05 * _noise(r.shape, 0.4 * texels, generator))[..., None]
+    creases, yarn = _noise(r.shape, 2.5 * texels, generator), _noise(r.shape, 0.4 * texels, generator)
+    image[..., :3] *= (1 + 0.06 * creases + 0.05 * yarn)[..., None]
     collar = smoothstep(0.165, 0.155, r)
     rib = 1 + 0.16 * np.sin(2 * np.pi * 46 * c)
     image[..., :3] *= (1 + collar * (0.80 * rib - 1))[..., None]

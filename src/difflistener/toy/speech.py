@@ -5,19 +5,21 @@ Source-filter model after G. Fant, "Acoustic Theory of Speech Production" (1960)
 """
 
 import numpy as np
+from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, lfilter, sosfilt
 
+from difflistener.motion import FPS
+
 RATE = 16_000
-FPS = 25
 VOWELS = np.array(
     [[730, 1150, 2440], [530, 1840, 2480], [300, 2250, 2950], [570, 880, 2410], [330, 900, 2250], [500, 1450, 2450]],
     float,
 )
 """Formants 1 to 3 in Hz of a, e, i, o, u and a neutral vowel, for a voice between the usual male and female."""
 BANDWIDTHS = (80.0, 110.0, 160.0)
-BLOCK = 80
-"""Samples for which a formant filter stands still: 5 ms."""
+BLOCK = 128
+"""Samples for which a formant filter stands still: 8 ms; a whole number of them makes a frame."""
 
 
 def speak(phrases: np.ndarray, seconds: float, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +41,8 @@ def speak(phrases: np.ndarray, seconds: float, generator: np.random.Generator) -
     sound *= 0.30 / (np.sqrt(np.mean(sound[voice > 0.1] ** 2)) * 2.2 + 1e-9) if (voice > 0.1).any() else 1.0
     floor = sosfilt(butter(2, 1800, fs=RATE, output="sos"), generator.standard_normal(count)) * 1.2e-3
     per_frame = RATE // FPS
-    mouth = gaussian_filter1d(jaw, 0.028 * RATE)[per_frame // 2 :: per_frame]
+    blocks = gaussian_filter1d(jaw.reshape(-1, BLOCK).mean(1), 0.028 * RATE / BLOCK)
+    mouth = blocks[per_frame // BLOCK // 2 :: per_frame // BLOCK]
     return np.clip(sound + floor, -0.95, 0.95).astype(np.float32), np.clip(mouth, 0, 1)
 
 
@@ -50,8 +53,8 @@ def _phrase(start, end, pitch, voice, hiss, jaw, formants, generator):
         return
     t = np.linspace(0, 1, last - first)
     top = generator.uniform(165, 195)
-    wobble = gaussian_filter1d(generator.standard_normal(len(t)), 0.12 * RATE)
-    wobble *= 9 / (wobble.std() + 1e-9)
+    knots = np.linspace(0, 1, 3 + int(4 * (end - start)))
+    wobble = 9 * CubicSpline(knots, generator.standard_normal(len(knots)))(t)
     pitch[first:last] = top * (1 + 0.10 * np.sin(np.pi * np.minimum(t * 2.2, 1))) - 34 * t + wobble
     pitch[first:last] *= 1 - 0.22 * np.clip((t - 0.78) / 0.22, 0, 1) ** 1.5
     level = np.clip(t / 0.03, 0, 1) * (1 - 0.35 * t)
@@ -108,4 +111,4 @@ def _resonate(signal, frequency, bandwidth):
 
 def _hiss(level, generator):
     noise = sosfilt(butter(2, [2600, 6200], "bandpass", fs=RATE, output="sos"), generator.standard_normal(len(level)))
-    return noise * gaussian_filter1d(level, 0.006 * RATE) * 0.06
+    return noise * lfilter([0.01], [1, -0.99], level) * 0.06

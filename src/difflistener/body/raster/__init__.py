@@ -58,6 +58,9 @@ def rasterize(
         raise ValueError(f"a picture of {width} x {height} pixels has no pixel")
     if absgrad is not None and tuple(absgrad.shape) != (batch, count):
         raise ValueError(f"absgrad has shape {tuple(absgrad.shape)}, expected {(batch, count)}")
+    if count == 0:
+        nothing = means.new_zeros(batch, height, width, 1) + sum(tensor.sum() for tensor in tensors.values())
+        return nothing.expand(-1, -1, -1, 3), nothing
     if means.is_cuda:
         return _on_cuda(*tensors.values(), w2c, K, width, height, absgrad)
     return cpu.rasterize(*tensors.values(), w2c, K, width, height, absgrad)
@@ -73,8 +76,27 @@ def _on_cuda(means, quats, scales, opacities, colors, w2c, K, width, height, abs
         opacities.expand(batch, count), colors.expand(batch, count, 3), w2c[:, None], K[:, None], width, height,
         near_plane=NEAR_PLANE, packed=False, absgrad=absgrad is not None,
     )
-    if absgrad is not None and torch.is_grad_enabled():
-        projected = info["means2d"]
-        projected.retain_grad()
-        projected.register_hook(lambda _: absgrad.add_(projected.absgrad.reshape(batch, count, 2).norm(dim=-1)))
+    if absgrad is not None:
+        rgb, alpha = _Record.apply(rgb, alpha, info, absgrad)
     return rgb[:, 0], alpha[:, 0]
+
+
+class _Record(torch.autograd.Function):
+    """Passes gsplat's pictures on; once a backward pass is over, adds what it left in `means2d.absgrad` to a buffer.
+
+    A hook on `means2d` would do the same but hold its own tensor, and so the graph, for ever if backward never ran.
+    """
+
+    @staticmethod
+    def forward(ctx, rgb, alpha, info, absgrad):
+        ctx.info, ctx.absgrad = info, absgrad
+        return rgb.view_as(rgb), alpha.view_as(alpha)
+
+    @staticmethod
+    def backward(ctx, grad_rgb, grad_alpha):
+        def add():
+            norm = ctx.info["means2d"].absgrad.norm(dim=-1)
+            ctx.absgrad.add_(norm.reshape(ctx.absgrad.shape))
+
+        torch.autograd.Variable._execution_engine.queue_callback(add)
+        return grad_rgb, grad_alpha, None, None

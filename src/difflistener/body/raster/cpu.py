@@ -119,10 +119,7 @@ class _Rasterize(torch.autograd.Function):
 
 
 def rasterize(means, quats, scales, opacities, colors, w2c, K, width, height, absgrad=None):
-    """As `difflistener.body.raster.rasterize`, shapes already checked."""
-    if means.shape[1] == 0:
-        batch = len(w2c)
-        return means.new_zeros(batch, height, width, 3), means.new_zeros(batch, height, width, 1)
+    """As `difflistener.body.raster.rasterize`, shapes already checked and N > 0."""
     return _Rasterize.apply(means, quats, scales, opacities, colors, w2c, K, width, height, absgrad)
 
 
@@ -138,9 +135,12 @@ def _describe(tensors: list[torch.Tensor], width: int, height: int):
 
 
 def _refuse(tensors: list[torch.Tensor], scene: int) -> None:
+    for name, tensor in zip(("w2c", "K"), tensors[5:]):
+        if not torch.isfinite(tensor[scene]).all():
+            raise ValueError(f"{name} of scene {scene} is not finite")
     for name, tensor in zip(NAMES, tensors):
         row = tensor[min(scene, len(tensor) - 1)]
         bad = ~torch.isfinite(row.reshape(len(row), -1)).all(1)
         if bad.any():
             raise ValueError(f"{name} of scene {scene} is not finite at Gaussian {int(bad.nonzero()[0])} ({int(bad.sum())} such)")
-    raise ValueError(f"the camera of scene {scene} makes the projection not finite")
+    raise AssertionError(f"scene {scene} was refused but all its inputs are finite")

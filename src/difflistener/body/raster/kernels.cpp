@@ -141,9 +141,9 @@ bool project(const ProjectArgs& args, int begin, int end) {
         // alpha = 1/255 on the ellipse d^T cov^-1 d = reach2, whose extent is sqrt(reach2 * cov.xx) (likewise y).
         const F reach2 = max(2.0f * LN2 * (k - LOG2_ALPHA_MIN), F{});
         const F extent_x = sqrt(reach2 * o.xx) + 1e-4f, extent_y = sqrt(reach2 * o.yy) + 1e-4f;
-        const Mask visible = both(both(at_least(o.p[2], splat(NEAR_PLANE)), at_least(opacity[0], splat(ALPHA_MIN))),
-                                  greater(splat(3e38f), o.inv_det * 0.0f + 1.0f));
-        const Mask positive = both(visible, greater(o.inv_det, F{}));
+        // A singular or overflowing covariance and a quaternion of length 0 fail these tests (NaN compares false).
+        const Mask invertible = both(greater(o.inv_det, F{}), greater(splat(3e38f), o.inv_det));
+        const Mask in_front = both(at_least(o.p[2], splat(NEAR_PLANE)), at_least(opacity[0], splat(ALPHA_MIN)));
 
         const F a = 0.5f * LOG2E * (o.yy * o.inv_det);
         const F b = -LOG2E * (o.xy * o.inv_det);
@@ -163,7 +163,7 @@ bool project(const ProjectArgs& args, int begin, int end) {
         store(low_y, y - extent_y - 0.5f);
         store(high_y, y + extent_y - 0.5f);
         store(z, o.p[2]);
-        const uint32_t seen = bits(positive);
+        const uint32_t seen = bits(both(invertible, in_front));
         for (int lane = 0; lane < rows; ++lane) {
             TileRect rect = {0, 0, 0, 0};
             if (seen >> lane & 1) {
@@ -309,6 +309,8 @@ struct SetBits {
 };
 constexpr SetBits SET_BITS;
 
+constexpr int PREFETCH = 8;            // splats lie in memory as given, so each is a cache miss: ask for it early
+
 // The next splats of a tile, transposed so that lanes are splats.
 struct alignas(64) Chunk {
     float x[CHUNK], y[CHUNK], a[CHUNK], b[CHUNK], c[CHUNK], k[CHUNK];
@@ -321,6 +323,7 @@ struct alignas(64) Chunk {
 
 INLINE void fill_chunk(Chunk& chunk, const Splat* splats, const Pair* pairs, int count) {
     for (int i = 0; i < count; ++i) {
+        __builtin_prefetch(&splats[pairs[i + PREFETCH < count ? i + PREFETCH : i].splat]);
         const Splat& s = splats[pairs[i].splat];
         chunk.x[i] = s.x;
         chunk.y[i] = s.y;
@@ -400,6 +403,25 @@ INLINE void block_pixels(int x0, int y0, int g, F& x, F& y) {
     }
     x = load(px);
     y = load(py);
+}
+
+// A row of a block: four pixels, as three vectors in memory order or one for each colour.
+typedef float Row __attribute__((vector_size(16)));
+typedef float Row_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
+INLINE Row load_row(const float* p) { return *(const Row_unaligned*)p; }
+INLINE void store_row(float* p, Row v) { *(Row_unaligned*)p = v; }
+
+INLINE void load_colors(const float* p, Row& red, Row& green, Row& blue) {
+    const Row a = load_row(p), b = load_row(p + 4), c = load_row(p + 8);  // rgbr gbrg brgb
+    red = __builtin_shufflevector(__builtin_shufflevector(a, b, 0, 3, 6, 6), c, 0, 1, 2, 5);
+    green = __builtin_shufflevector(__builtin_shufflevector(a, b, 1, 4, 7, 7), c, 0, 1, 2, 6);
+    blue = __builtin_shufflevector(__builtin_shufflevector(a, b, 2, 5, 5, 5), c, 0, 1, 4, 7);
+}
+
+INLINE void store_colors(float* p, Row red, Row green, Row blue) {
+    store_row(p, __builtin_shufflevector(__builtin_shufflevector(red, green, 0, 4, 1, 1), blue, 0, 1, 4, 2));
+    store_row(p + 4, __builtin_shufflevector(__builtin_shufflevector(red, green, 5, 2, 6, 6), blue, 0, 5, 1, 2));
+    store_row(p + 8, __builtin_shufflevector(__builtin_shufflevector(red, green, 3, 7, 7, 7), blue, 6, 0, 1, 7));
 }
 
 struct alignas(64) BlockState {
@@ -494,14 +516,21 @@ void blend(const BlendArgs& args, int tile) {
         args.tile_used[tile] = first + count - begin;
     }
     for (int row = 0; row < rows; ++row)
-        for (int column = 0; column < columns; ++column) {
+        for (int column = 0; column < columns; column += BLOCK) {
             const BlockState& s = states[row / BLOCK * (TILE / BLOCK) + column / BLOCK];
-            const int lane = row % BLOCK * BLOCK + column % BLOCK;
+            const int lane = row % BLOCK * BLOCK;
             const int64_t pixel = (int64_t)(y0 + row) * args.width + x0 + column;
-            args.rgb[3 * pixel] = s.red[lane];
-            args.rgb[3 * pixel + 1] = s.green[lane];
-            args.rgb[3 * pixel + 2] = s.blue[lane];
-            args.alpha[pixel] = s.alpha[lane];
+            if (column + BLOCK <= columns) {
+                store_colors(args.rgb + 3 * pixel, load_row(s.red + lane), load_row(s.green + lane), load_row(s.blue + lane));
+                store_row(args.alpha + pixel, load_row(s.alpha + lane));
+                continue;
+            }
+            for (int i = 0; i < columns - column; ++i) {
+                args.rgb[3 * (pixel + i)] = s.red[lane + i];
+                args.rgb[3 * (pixel + i) + 1] = s.green[lane + i];
+                args.rgb[3 * (pixel + i) + 2] = s.blue[lane + i];
+                args.alpha[pixel + i] = s.alpha[lane + i];
+            }
         }
 }
 
@@ -513,6 +542,33 @@ struct alignas(64) BackwardState {
     float behind[LANES];  // dL/d(image) . (colour still to come) - dL/d(alpha image) * final transmittance
     float red[LANES], green[LANES], blue[LANES];  // dL/d(image)
 };
+
+// Sets a row of a block up from `pixel` on, of which `count` pixels are inside the image.
+INLINE void load_gradients(const BlendBackwardArgs& args, BackwardState& s, int lane, int64_t pixel, int count) {
+    float grad_rgb[12] = {}, rgb[12] = {}, grad_alpha[4] = {}, alpha[4] = {};
+    const float *grad_rgb_at = grad_rgb, *rgb_at = rgb, *grad_alpha_at = grad_alpha, *alpha_at = alpha;
+    if (count >= BLOCK) {
+        rgb_at = args.forward.rgb + 3 * pixel;
+        alpha_at = args.forward.alpha + pixel;
+        if (args.grad_rgb) grad_rgb_at = args.grad_rgb + 3 * pixel;
+        if (args.grad_alpha) grad_alpha_at = args.grad_alpha + pixel;
+        count = BLOCK;
+    } else {
+        __builtin_memcpy(rgb, args.forward.rgb + 3 * pixel, sizeof(float) * 3 * count);
+        __builtin_memcpy(alpha, args.forward.alpha + pixel, sizeof(float) * count);
+        if (args.grad_rgb) __builtin_memcpy(grad_rgb, args.grad_rgb + 3 * pixel, sizeof(float) * 3 * count);
+        if (args.grad_alpha) __builtin_memcpy(grad_alpha, args.grad_alpha + pixel, sizeof(float) * count);
+    }
+    Row red, green, blue, seen_red, seen_green, seen_blue;
+    load_colors(grad_rgb_at, red, green, blue);
+    load_colors(rgb_at, seen_red, seen_green, seen_blue);
+    const Row left = 1.0f - load_row(alpha_at);
+    store_row(s.red + lane, red);
+    store_row(s.green + lane, green);
+    store_row(s.blue + lane, blue);
+    store_row(s.behind + lane, red * seen_red + green * seen_green + blue * seen_blue - load_row(grad_alpha_at) * left);
+    for (int i = 0; i < count; ++i) s.transmittance[lane + i] = 1.0f;
+}
 
 template <bool absolute>
 INLINE void blend_backward_tile(const BlendBackwardArgs& args, int tile) {
@@ -526,26 +582,18 @@ INLINE void blend_backward_tile(const BlendBackwardArgs& args, int tile) {
     const int columns = forward.width - x0 < TILE ? forward.width - x0 : TILE;
     const int rows = forward.height - y0 < TILE ? forward.height - y0 : TILE;
     for (int row = 0; row < rows; ++row)
-        for (int column = 0; column < columns; ++column) {
-            BackwardState& s = states[row / BLOCK * (TILE / BLOCK) + column / BLOCK];
-            const int lane = row % BLOCK * BLOCK + column % BLOCK;
-            const int64_t pixel = (int64_t)(y0 + row) * forward.width + x0 + column;
-            s.transmittance[lane] = 1.0f;
-            if (args.grad_rgb) {
-                s.red[lane] = args.grad_rgb[3 * pixel];
-                s.green[lane] = args.grad_rgb[3 * pixel + 1];
-                s.blue[lane] = args.grad_rgb[3 * pixel + 2];
-                s.behind[lane] = s.red[lane] * forward.rgb[3 * pixel] + s.green[lane] * forward.rgb[3 * pixel + 1] +
-                                 s.blue[lane] * forward.rgb[3 * pixel + 2];
-            }
-            if (args.grad_alpha) s.behind[lane] -= args.grad_alpha[pixel] * (1.0f - forward.alpha[pixel]);
-        }
+        for (int column = 0; column < columns; column += BLOCK)
+            load_gradients(args, states[row / BLOCK * (TILE / BLOCK) + column / BLOCK], row % BLOCK * BLOCK,
+                           (int64_t)(y0 + row) * forward.width + x0 + column, columns - column);
     F local_x[G], local_y[G];
     for (int g = 0; g < G; ++g) block_pixels(0, 0, g, local_x[g], local_y[g]);
 
     uint32_t running = (1u << BLOCKS) - 1;
     const uint32_t used = begin + forward.tile_used[tile];
     for (uint32_t n = begin; n < end; ++n) {
+        const Pair ahead = forward.pairs[n + PREFETCH < end ? n + PREFETCH : n];
+        __builtin_prefetch(&forward.splats[ahead.splat]);
+        __builtin_prefetch(args.slots + (int64_t)ahead.slot * SLOT_FLOATS, 1);
         float* slot = args.slots + (int64_t)forward.pairs[n].slot * SLOT_FLOATS;
         uint32_t blocks = n < used ? forward.block_masks[n] & running : 0;
         if (!blocks) {

@@ -61,12 +61,16 @@ void Pool::run(int count, const std::function<void(int)>& task) {
         task_ = &task;
         count_ = count;
         next_ = 0;
-        busy_ = (int)workers_.size();
+        open_ = true;
         ++round_;
     }
-    wake_.notify_all();
+    if (asleep_.load() > 0) wake_.notify_all();
     drain();
-    for (int spins = 0; busy_.load() > 0; ++spins) spins < SPINS ? relax() : std::this_thread::yield();
+    {
+        std::lock_guard<std::mutex> guard(mutex_);
+        open_ = false;
+    }
+    for (int spins = 0; working_.load() > 0; ++spins) spins < SPINS ? relax() : std::this_thread::yield();
 }
 
 void Pool::drain() {
@@ -77,15 +81,18 @@ void Pool::work() {
     uint64_t seen = 0;
     for (;;) {
         for (int spins = 0; round_.load() == seen && spins < SPINS; ++spins) relax();
-        if (round_.load() == seen) {
+        {
             std::unique_lock<std::mutex> lock(mutex_);
+            ++asleep_;
             wake_.wait(lock, [&] { return round_.load() != seen; });
+            --asleep_;
+            if (stop_) return;
+            seen = round_.load();
+            if (!open_) continue;
+            ++working_;
         }
-        // The lock orders this after the job was written.
-        { std::lock_guard<std::mutex> guard(mutex_); seen = round_.load(); }
-        if (stop_) return;
         drain();
-        --busy_;
+        --working_;
     }
 }
 

@@ -21,7 +21,9 @@ const Kernels* forced_kernels = nullptr;
 const Kernels* available(int index) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (index == 0 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return &kernels_avx512;
+    if (index == 0 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        return &kernels_avx512;
     if (index == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kernels_avx2;
 #endif
     return index == 2 ? &kernels_portable : nullptr;
@@ -52,7 +54,6 @@ struct Scene {
     std::vector<uint32_t> order, scratch, cursor;
     const float* rgb = nullptr;
     const float* alpha = nullptr;
-    bool finite = true;
 
     void allocate(int n) {
         splats.resize(n);
@@ -116,6 +117,13 @@ Camera make_camera(const float* w2c, const float* K, int width, int height) {
     return c;
 }
 
+bool camera_is_finite(const Camera& c) {
+    float sum = c.fx + c.fy + c.cx + c.cy;
+    for (float v : c.rotation) sum += v;
+    for (float v : c.translation) sum += v;
+    return std::isfinite(sum);
+}
+
 // Stable radix sort of `order` by `depths`, 11 bits at a time. Depths are bits of positive floats.
 void sort_by_depth(Scene& s) {
     const size_t count = s.order.size();
@@ -143,11 +151,9 @@ void sort_by_depth(Scene& s) {
     }
 }
 
-void bin(Scene& s, int n) {
-    const int tiles_x = s.tiles_x(), tiles = s.tiles();
+// The visible splats front to back, and the slots of each.
+void order_by_depth(Scene& s, int n) {
     s.order.clear();
-    s.tile_offsets.assign(tiles + 1, 0);
-    s.tile_used.assign(tiles, 0);
     uint32_t total = 0;
     for (int i = 0; i < n; ++i) {
         const TileRect r = s.rects[i];
@@ -155,21 +161,50 @@ void bin(Scene& s, int n) {
         if (r.x1 <= r.x0) continue;
         total += (uint32_t)(r.x1 - r.x0) * (uint32_t)(r.y1 - r.y0);
         s.order.push_back((uint32_t)i);
-        for (int y = r.y0; y < r.y1; ++y)
-            for (int x = r.x0; x < r.x1; ++x) ++s.tile_offsets[y * tiles_x + x + 1];
     }
     s.slot_offsets[n] = total;
-    for (int t = 0; t < tiles; ++t) s.tile_offsets[t + 1] += s.tile_offsets[t];
-    sort_by_depth(s);
-    s.cursor.assign(s.tile_offsets.begin(), s.tile_offsets.end() - 1);
     s.pairs.resize(total);
     s.block_masks.resize(total);
+    s.tile_offsets.assign(s.tiles() + 1, 0);
+    s.tile_used.assign(s.tiles(), 0);
+    sort_by_depth(s);
+}
+
+// Calls visit(splat, slot, tile) for the pairs in rows [first, end) of tiles, front to back. Each thread takes a band
+// of rows and looks at every splat: cheaper than merging, and the order of a tile's pairs is the same for any bands.
+template <class Visit>
+void visit_pairs(const Scene& s, int first, int end, Visit visit) {
+    const int tiles_x = s.tiles_x();
     for (uint32_t i : s.order) {
         const TileRect r = s.rects[i];
-        uint32_t slot = s.slot_offsets[i];
-        for (int y = r.y0; y < r.y1; ++y)
-            for (int x = r.x0; x < r.x1; ++x) s.pairs[s.cursor[y * tiles_x + x]++] = Pair{i, slot++};
+        const int width = r.x1 - r.x0;
+        for (int y = std::max<int>(r.y0, first); y < std::min<int>(r.y1, end); ++y)
+            for (int x = 0; x < width; ++x)
+                visit(i, s.slot_offsets[i] + (uint32_t)((y - r.y0) * width + x), y * tiles_x + r.x0 + x);
     }
+}
+
+// Sorts the pairs of all scenes by tile, then depth.
+void bin(Pool& pool, std::vector<Scene>& scenes, int n) {
+    const int batch = (int)scenes.size(), tiles_y = scenes[0].tiles() / scenes[0].tiles_x();
+    const int bands = batch >= pool.size() ? 1 : std::min({pool.size(), tiles_y, 8});
+    auto for_bands = [&](auto body) {
+        pool.run(batch * bands, [&](int task) {
+            const int band = task % bands;
+            body(scenes[task / bands], tiles_y * band / bands, tiles_y * (band + 1) / bands);
+        });
+    };
+    pool.run(batch, [&](int b) { order_by_depth(scenes[b], n); });
+    for_bands([](Scene& s, int first, int end) {
+        visit_pairs(s, first, end, [&s](uint32_t, uint32_t, int tile) { ++s.tile_offsets[tile + 1]; });
+    });
+    for (Scene& s : scenes) {
+        for (int t = 0; t < s.tiles(); ++t) s.tile_offsets[t + 1] += s.tile_offsets[t];
+        s.cursor.assign(s.tile_offsets.begin(), s.tile_offsets.end() - 1);
+    }
+    for_bands([](Scene& s, int first, int end) {
+        visit_pairs(s, first, end, [&s](uint32_t i, uint32_t slot, int tile) { s.pairs[s.cursor[tile]++] = Pair{i, slot}; });
+    });
 }
 
 int ranges(int n) { return (n + RANGE - 1) / RANGE; }
@@ -223,7 +258,7 @@ EXPORT int32_t raster_forward(const RasterBatch* in, float* rgb, float* alpha, i
     threads.pool.run(per_scene * in->batch, [&](int task) {
         Scene& s = context->scenes[task / per_scene];
         const int begin = task % per_scene * RANGE, end = std::min(begin + RANGE, in->n);
-        finite[task] = k.project({s.camera, s.in, s.splats.data(), s.rects.data(), s.depths.data()}, begin, end);
+        finite[task] = camera_is_finite(s.camera) && k.project({s.camera, s.in, s.splats.data(), s.rects.data(), s.depths.data()}, begin, end);
     });
     for (size_t task = 0; task < finite.size(); ++task)
         if (!finite[task]) {
@@ -232,7 +267,7 @@ EXPORT int32_t raster_forward(const RasterBatch* in, float* rgb, float* alpha, i
             give_context(std::move(context));
             return 1 + scene;
         }
-    threads.pool.run(in->batch, [&](int b) { bin(context->scenes[b], in->n); });
+    bin(threads.pool, context->scenes, in->n);
     const int tiles = context->scenes[0].tiles();
     threads.pool.run(tiles * in->batch, [&](int task) {
         const int b = task / tiles;
