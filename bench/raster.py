@@ -11,6 +11,7 @@ least in brackets: on a busy machine the least is the better estimate.
 import argparse
 import json
 import math
+import os
 import platform
 import statistics
 import sys
@@ -117,7 +118,14 @@ def main():
         ours = next(r for r in rows if (r["size"], r["gaussians"]) == BASELINE)
         ratio = {name: round(rows[-1][f"{name}_least_ms"] / ours[f"{name}_least_ms"]) for name in ("forward", "step")}
         print(f"plain torch takes {ratio['forward']} times as long forward, {ratio['step']} times a step")
-    print(json.dumps({"bench": "raster", "machine": platform.processor() or platform.machine(), "threads": options.threads, "rows": rows}))
+    print(json.dumps({"bench": "raster", "machine": machine(), "threads": options.threads, "rows": rows}))
+
+
+def machine() -> str:
+    """Name of the processor, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    return f"{names[0]} ({os.cpu_count()} processors)" if names else platform.processor() or platform.machine()
 
 
 def show(row: dict):

@@ -58,7 +58,7 @@ def write_clip(path, num_frames=120, face=True, constant_jaw=True):
     clip.set(basis="flame2020", licences=["made up"])
     clip.write("listener", "motion", motion.astype(np.float32), "test", {})
     clip.write("listener", "valid", np.ones(num_frames, bool), "test", {})
-    clip.write("speaker", "logmel", smooth[:, :DIM].astype(np.float32), "test", {"dim": DIM})
+    clip.write("speaker", "logmel", smooth[:, :DIM].astype(np.float32), "test", {"encoder": {"dim": DIM}})
     if face:
         clip.write("speaker", "expression", random.normal(size=(num_frames, 50)).astype(np.float32), "test", {})
     return path

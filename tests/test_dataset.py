@@ -15,7 +15,7 @@ def write_clip(path, num_frames=60, dim=4, valid=None, face=False, basis="flame2
     frames = np.arange(num_frames, dtype=np.float32)[:, None] + np.float32(offset)
     clip.write("listener", "motion", np.repeat(frames, 56, 1), "test", {})
     clip.write("listener", "valid", np.ones(num_frames, bool) if valid is None else valid, "test", {})
-    clip.write("speaker", "logmel", np.repeat(frames + 1000, dim, 1), "test", {"dim": dim})
+    clip.write("speaker", "logmel", np.repeat(frames + 1000, dim, 1), "test", {"encoder": {"dim": dim}})
     if face:
         clip.write("speaker", "expression", np.repeat(frames + 2000, 50, 1), "test", {})
         clip.write("speaker", "valid", frames[:, 0] != 20, "test", {})
@@ -97,7 +97,7 @@ def test_statistics_leave_out_what_was_not_seen(tmp_path):
 
 def test_a_large_constant_has_zero_spread(tmp_path):
     clip = Clip.open(write_clip(tmp_path / "a"))
-    clip.write("speaker", "logmel", np.full((60, 4), 12345.678, np.float32), "test", {})
+    clip.write("speaker", "logmel", np.full((60, 4), 12345.678, np.float32), "test", {"encoder": {}})
     assert (statistics([load_pair(clip.path, "logmel")], [(0, 60)])["audio"].std == 0).all()
 
 

@@ -40,7 +40,6 @@ def bench(config: Bench) -> dict:
     import torch
 
     from difflistener.body.model import Body
-    from difflistener.brain.model import Brain
     from difflistener.errors import UserError
     from difflistener.media import VideoWriter
     from difflistener.synthesize import render_motion
@@ -49,7 +48,11 @@ def bench(config: Bench) -> dict:
         raise UserError(f"--frames is {config.frames}.", "Ask for at least one.")
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     body = Body.from_pretrained(config.body_checkpoint, device) if config.body_checkpoint else synthetic_body(config.gaussians, config.size).to(device)
-    brain = Brain.from_pretrained(config.brain_checkpoint, device) if config.brain_checkpoint else None
+    brain = None
+    if config.brain_checkpoint:
+        from difflistener.brain.model import Brain
+
+        brain = Brain.from_pretrained(config.brain_checkpoint, device)
     height, width = body.config.height, body.config.width
     figures = {"device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
                "size": f"{width}x{height}", "gaussians": body.config.num_gaussians}

@@ -28,7 +28,7 @@ class Pair:
     motion: np.ndarray  # [T, 56] of the listener
     valid: np.ndarray  # [T] bool, frames where the listener was seen
     audio: np.ndarray  # [T, A] of the speaker
-    audio_settings: dict  # how the feature was made
+    audio_settings: dict  # of the encoder that made the feature
     expression: np.ndarray | None  # [T, 50] of the speaker
     expression_valid: np.ndarray  # [T] bool, all false without a speaker's face
 
@@ -68,7 +68,7 @@ def load_pair(path: Path, audio: str) -> Pair:
         expression_valid = np.ones(num_frames, bool)
     valid = clip.read("listener", "valid") if clip.has("listener", "valid.npy") else np.ones(num_frames)
     return Pair(Path(path), clip.basis, clip.read("listener", "motion"), np.asarray(valid, bool),
-                clip.read("speaker", audio), clip.meta["roles"]["speaker"][f"{audio}.npy"]["settings"],
+                clip.read("speaker", audio), clip.meta["roles"]["speaker"][f"{audio}.npy"]["settings"]["encoder"],
                 clip.read("speaker", "expression") if has_face else None, expression_valid)
 
 

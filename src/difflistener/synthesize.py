@@ -109,7 +109,7 @@ def speaker_features(audio: Path, visual: Path | None, brain):
 
     from difflistener.media import load_audio
     from difflistener.motion import FPS
-    from difflistener.prepare.audio import make_encoder
+    from difflistener.prepare.audio import encoder_from_settings
 
     stored = audio.suffix == ".npy"
     if stored:
@@ -117,7 +117,7 @@ def speaker_features(audio: Path, visual: Path | None, brain):
     else:
         samples = load_audio(audio)
         count = max(1, len(samples) * FPS // 16_000)
-        features = make_encoder(brain.config.audio, **brain.config.audio_settings).encode(samples, count)
+        features = encoder_from_settings(brain.config.audio, brain.config.audio_settings).encode(samples, count)
     expression = None
     if visual is not None and visual.suffix == ".npy":
         expression = load_stored(visual, NUM_EXPRESSION, "expression codes")

@@ -108,7 +108,8 @@ def _cached_pictures(clip: Clip, size: tuple[int, int], cache: Path):
                 frames[index] = (_shrink(torch.from_numpy(frame.astype(np.float32)), size) + 0.5).byte().numpy()
                 labels[index] = _nearest(label, size)
                 person = torch.from_numpy(labels[index] != MASK_LABELS["background"]).float()[None, None]
-                outside[index] = (F.max_pool2d(person, 2 * reach + 1, 1, reach)[0, 0] == 0).numpy()
+                wide = F.max_pool2d(person, (1, 2 * reach + 1), 1, (0, reach))
+                outside[index] = (F.max_pool2d(wide, (2 * reach + 1, 1), 1, (reach, 0))[0, 0] == 0).numpy()
             for array in (frames, labels, outside):
                 array.flush()
     frames, labels, outside = (np.load(path, mmap_mode="r") for path in paths)

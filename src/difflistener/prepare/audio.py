@@ -5,6 +5,8 @@ told to wait for more.) Before the first sample there is silence. Knows nothing 
 Axes: n samples, T frames, dim features.
 """
 
+import inspect
+import json
 from collections.abc import Callable
 from typing import Protocol
 
@@ -258,3 +260,16 @@ def make_encoder(name: str, **settings) -> AudioEncoder:
     if name not in AUDIO_ENCODERS:
         raise UserError(f'There is no audio encoder "{name}".', f"Choose one of: {', '.join(AUDIO_ENCODERS)}.")
     return AUDIO_ENCODERS[name](**settings)
+
+
+def encoder_from_settings(name: str, settings: dict) -> AudioEncoder:
+    """The encoder whose `settings()` are these: what a trained brain expects to hear.
+
+    Raises `UserError` where this version makes other numbers.
+    """
+    parameters = set(inspect.signature(AUDIO_ENCODERS[name].__init__).parameters) if name in AUDIO_ENCODERS else set()
+    encoder = make_encoder(name, **{key: value for key, value in settings.items() if key in parameters})
+    if json.loads(json.dumps(encoder.settings())) != settings:
+        raise UserError(f"The features were made by a {name} encoder with settings {settings}; this version has {encoder.settings()}.",
+                        "Prepare the clips and train the brain again, or install the version that made it.")
+    return encoder

@@ -24,11 +24,11 @@ VIEWING_DISTANCE = 11.0
 shows the focal length of its camera, so it is assumed, not fitted."""
 LANDMARK_SCALE = 0.03
 """Geman-McClure scale of a landmark, in inter-ocular distances: 3 px where those are 100 px."""
-LANDMARK_COUNT = 6.0
+LANDMARK_COUNT = 30.0
 """How many independent one-pixel points a frame's landmarks are worth: their errors go together."""
-ROTATION_ACCELERATION = 0.012
-TRANSLATION_ACCELERATION = 0.03
-"""Standard deviations of the acceleration prior, radians and units / frame^2: nods of 10 degrees at 2 Hz stay within."""
+ROTATION_ACCELERATION = 0.03
+TRANSLATION_ACCELERATION = 0.05
+"""Standard deviations of the acceleration prior, radians and units / frame^2: nods of 5 degrees at 3 Hz are kept."""
 TEMPLATE_SIGMA = 0.1
 """How far the template may move from MediaPipe's own mean shape, in inter-ocular distances."""
 SIDED = np.array([p for p in RIGID if MIRROR[p] > p])
