@@ -215,7 +215,10 @@ def test_codes_keep_blinks_and_reproject():
     rest = reprojection_error(track, landmarks, valid, basis, np.zeros_like(codes))
     assert np.isnan(error[~valid]).all() and np.nanmean(error) < 0.5 * np.nanmean(rest) and np.nanmean(error) < 1.5
     closure = fp.eye_closure(track.project(track.template + basis.decode(codes)).astype(np.float32), valid)
-    assert np.corrcoef(closure[valid, 0], blink[valid])[0, 1] > 0.95
+    tracked = fp.eye_closure(landmarks[..., :2], valid)
+    assert np.corrcoef(closure[valid, 0], tracked[valid, 0])[0, 1] > 0.95
+    shut = valid & (blink == 1)
+    assert closure[shut].mean() > 0.9 * tracked[shut].mean() > 0.7
     assert np.isfinite(codes).all() and 0.3 < codes[valid].std(0)[:5].mean() < 1.5
 
 

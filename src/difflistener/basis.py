@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.linalg import eigh
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from scipy.sparse.linalg import eigsh
 
 from difflistener.errors import UserError
 from difflistener.motion import NUM_EXPRESSION
@@ -99,9 +99,9 @@ def fit_basis(displacements: list[np.ndarray], weights: np.ndarray) -> LandmarkB
         for start in range(0, len(displacement), 1024):
             rows = (displacement[start : start + 1024].reshape(-1, len(mean)) - mean) * weight
             covariance += rows.T @ rows / (len(displacement) * len(displacements))
-    last = len(mean) - 1
-    variance, directions = eigh(covariance, subset_by_index=[last - NUM_EXPRESSION + 1, last])
-    variance, directions = variance[::-1], directions.T[::-1]
+    variance, directions = eigsh(covariance, k=NUM_EXPRESSION, v0=np.ones(len(mean)), tol=1e-9)
+    order = np.argsort(-variance)
+    variance, directions = variance[order], directions.T[order]
     largest = np.abs(directions).argmax(1)
     directions = directions * np.sign(directions[np.arange(NUM_EXPRESSION), largest])[:, None]
     std = np.sqrt(np.maximum(variance, 1e-12))

@@ -79,6 +79,8 @@ def train_body(config: BodyTraining) -> dict:
 
     trainer = _Trainer(body, data, config)
     report = Report(config, data)
+    with torch.no_grad():
+        body(data.motion[:1].to(config.device))  # gsplat compiles at its first use: not a part of the training time.
     step = first
     begun = time.monotonic()
     try:

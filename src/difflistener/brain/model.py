@@ -45,6 +45,42 @@ class Normaliser(nn.Module):
         return x * self.std + self.mean
 
 
+class Continuity(nn.Module):
+    """What a person's own past says of the next frames, and the block of a network made to agree with it.
+
+    Each dimension's next K frames are, given its last H, Gaussian: a linear prediction (ridge regression) with a
+    covariance C. A network's block y is the motion with an error of variance e in every frame, so the motion is
+    expected at prediction + C (C + e)^-1 (y - prediction) (Wiener 1949). Dimensions that move smoothly go on from
+    where they were without a shake; those that jump from frame to frame by nature are left as they are.
+    """
+
+    RIDGE = 1e-3
+    NETWORK_ERROR = 0.05
+    """Share of a dimension's variance that a network gets wrong in each frame."""
+
+    def __init__(self, num_frames: int, history: int):
+        super().__init__()
+        self.register_buffer("predictor", torch.zeros(NUM_MOTION, num_frames, history))
+        self.register_buffer("trust", torch.eye(num_frames).repeat(NUM_MOTION, 1, 1))
+
+    def set(self, block: Tensor, history: Tensor) -> None:
+        """Learn from states: blocks [N, K, 56] after histories [N, H, 56]."""
+        past, future = history.permute(2, 0, 1).double(), block.permute(2, 0, 1).double()
+        gram = past.mT @ past / past.shape[1]
+        gram = gram + self.RIDGE * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        predictor = torch.linalg.solve(gram, past.mT @ future / past.shape[1]).mT
+        left = future - past @ predictor.mT
+        covariance = left.mT @ left / past.shape[1]
+        error = self.NETWORK_ERROR * torch.eye(covariance.shape[1], dtype=gram.dtype, device=gram.device)
+        self.predictor.copy_(predictor)
+        self.trust.copy_(torch.linalg.solve(covariance + error, covariance).mT)
+
+    def forward(self, block: Tensor, history: Tensor) -> Tensor:
+        """States [B, K, 56] after states [B, H, 56]."""
+        predicted = torch.einsum("dkh,bhd->bkd", self.predictor, history)
+        return predicted + torch.einsum("dkj,bjd->bkd", self.trust, block - predicted)
+
+
 class Brain(nn.Module):
     """A trained or untrained brain. `Brain.from_pretrained(folder).generate(audio)` is all that most need.
 
@@ -61,6 +97,7 @@ class Brain(nn.Module):
         self.motion = Normaliser(NUM_MOTION)
         self.audio = Normaliser(config.audio_dim)
         self.expression = Normaliser(NUM_EXPRESSION)
+        self.continuity = Continuity(config.block, config.history)
         self.network = NETWORKS[config.network](config)
 
     @property
@@ -154,7 +191,8 @@ class Brain(nn.Module):
             state = ddim_sample(self.network, noise, condition, num_steps, limit)
         else:
             state = self.network(condition).clamp(-limit, limit)
-        return self.motion.inverse(state)
+        # Without a past the history is zero: the listener comes from the usual posture.
+        return self.motion.inverse(self.continuity(state, condition.history))
 
     def condition(self, audio: Tensor, audio_present: Tensor, expression: Tensor, expression_present: Tensor,
                   history: Tensor, history_present: Tensor) -> Condition:

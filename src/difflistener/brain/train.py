@@ -29,6 +29,8 @@ from difflistener.errors import UserError
 from difflistener.progress import progress
 
 VALIDATION_WINDOWS = 512
+SPREAD_WINDOWS = 8192
+"""Windows from which it is learned how motion goes on."""
 MAY_CHANGE = ("steps", "save_every", "device")
 """Settings that a resumed run may give anew."""
 BYPRODUCTS = ("metrics.jsonl", "overfit.png", "overfit.json")
@@ -78,10 +80,15 @@ class Trainer:
             self.raw = Brain(brain_config(config, pairs), _landmark_basis(pairs[0])).to(self.device)
         for name, values in statistics(pairs, spans).items():
             getattr(self.raw, name).set(values)
+        sample = self.windows.draw(SPREAD_WINDOWS, config.seed, 0)
+        states = [self.raw.motion(torch.from_numpy(part).to(self.device)) for part in (sample.block, sample.history)]
+        self.raw.continuity.set(*states)
         self.average = AveragedModel(self.raw.network, multi_avg_fn=_average(config.ema))
         self.optimizer = torch.optim.AdamW(self.raw.network.parameters(), lr=config.learning_rate, weight_decay=0.01,
                                            fused=True)
         self.step, self.seconds = 0, 0.0
+        self.best_step, self.best_loss = 0, float("inf")
+        self.best: dict[str, Tensor] = {}  # Averaged weights with the least validation loss, none without validation.
         self.total = 0.0  # Sum of losses since the last line of metrics.jsonl.
 
     def run(self, asked: threading.Event) -> None:
@@ -97,8 +104,8 @@ class Trainer:
             if self.step % 100 == 0 or self.step == config.steps:
                 row = {"step": self.step, "loss": self.total / ((self.step - 1) % 100 + 1), "seconds": round(self.seconds, 1)}
                 self.total = 0.0
-                if self.validation and (self.step % config.save_every == 0 or self.step == config.steps):
-                    row["validation_loss"] = self.validation_loss()
+                if self.validation:
+                    row["validation_loss"] = self._validate()
                 self._log(row)
                 task.set_note(" ".join(f"{name} {row[name]:.4f}" for name in ("loss", "validation_loss") if name in row))
             if self.step % config.save_every == 0 and self.step < config.steps:
@@ -141,18 +148,33 @@ class Trainer:
         tensors = {name: value.to(self.device) for name, value in tensors.items()}
         return block, brain.condition(**tensors, history_present=history_present.to(self.device))
 
+    def _validate(self) -> float:
+        """Validation loss of the averaged weights, which are kept if it is the least so far: a small clip is soon
+        learned by heart, and from then on every step makes the brain worse for other speech."""
+        loss = self.validation_loss(self.averaged())
+        if loss < self.best_loss:
+            self.best_step, self.best_loss = self.step, loss
+            self.best = {name: value.clone() for name, value in self.average.module.state_dict().items()}
+        return loss
+
     @torch.no_grad()
-    def validation_loss(self) -> float:
-        """Loss of the averaged weights on held-out windows, always the same ones with the same noise."""
-        brain = self.brain()
+    def validation_loss(self, brain: Brain) -> float:
+        """Loss on held-out windows, always the same ones with the same noise."""
         generator = keyed_generator(self.config.seed)
         which = torch.randperm(len(self.validation), generator=generator)[:VALIDATION_WINDOWS].numpy()
         return brain.loss(*self._perceived(brain, self.validation.take(which), generator, augment=False), generator).item()
 
+    def averaged(self) -> Brain:
+        """The brain with averaged weights as they are now."""
+        return self._with(self.average.module.state_dict())
+
     def brain(self) -> Brain:
-        """The brain with averaged weights, ready to generate."""
+        """The brain to use: averaged weights, from the step that did best on held-out windows if there are any."""
+        return self._with(self.best or self.average.module.state_dict())
+
+    def _with(self, weights: dict[str, Tensor]) -> Brain:
         brain = Brain(self.raw.config, self.raw.landmark_basis).to(self.device).eval()
-        brain.load_state_dict(self.raw.state_dict() | {f"network.{name}": value for name, value in self.average.module.state_dict().items()})
+        brain.load_state_dict(self.raw.state_dict() | {f"network.{name}": value for name, value in weights.items()})
         return brain
 
     def save(self) -> dict[str, Any]:
@@ -162,13 +184,15 @@ class Trainer:
             "steps": self.step, "seconds": round(self.seconds, 1), "windows": len(self.windows),
             "recipe": _recipe(self.config),
         }
-        if self.validation:
-            summary["validation_loss"] = self.validation_loss()
+        if self.best:
+            summary |= {"best_step": self.best_step, "validation_loss": round(self.best_loss, 4)}
         self.brain().save_pretrained(self.out, summary)
         tensors = {f"raw.{name}": value for name, value in self.raw.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
         save_training_state(self.out, tensors | optimizer_tensors(self.optimizer),
-                            {"step": self.step, "seconds": self.seconds, "total": self.total, "recipe": _recipe(self.config),
+                            {"step": self.step, "seconds": self.seconds, "total": self.total,
+                             "best": [self.best_step, self.best_loss], "recipe": _recipe(self.config),
                              "clips": _fingerprint(self.pairs)})
         return summary
 
@@ -195,7 +219,9 @@ class Trainer:
         self.raw.load_state_dict(part("raw."))
         self.average.load_state_dict(part("average."))
         restore_optimizer(self.optimizer, tensors)
+        self.best = {name: value.to(self.device) for name, value in part("best.").items()}
         self.step, self.seconds, self.total = state["step"], state["seconds"], state["total"]
+        self.best_step, self.best_loss = state["best"]
         # A killed run may have logged steps that it did not save: they are done again.
         log = out / "metrics.jsonl"
         rows = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step] if log.is_file() else []

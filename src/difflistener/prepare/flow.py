@@ -17,14 +17,14 @@ from scipy.spatial import cKDTree
 
 from difflistener.motion import fill_gaps, unwrap_rotation
 from difflistener.prepare.bundle import Observations, Smoothness, adjust, rotation_matrices
-from difflistener.prepare.face_points import (FACE_OVAL, LEFT_BROW, LEFT_EYE, NUM_POINTS, RIGHT_BROW, RIGHT_EYE, RIGID,
+from difflistener.prepare.face_points import (FACE_OVAL, LEFT_BROW, LEFT_EYE, RIGHT_BROW, RIGHT_EYE, RIGID,
                                               UPPER_LIP_TOP)
 from difflistener.prepare.pose import (ROTATION_ACCELERATION, TRANSLATION_ACCELERATION, HeadTrack, settle_template,
                                        smooth_centres)
 
 CORNERS = 180
 """Corners of one keyframe; clips beyond `MAX_OBSERVATIONS` take fewer."""
-MAX_OBSERVATIONS = 1_500_000
+MAX_OBSERVATIONS = 800_000
 MIN_CORNERS = 80
 KEYFRAMES_PER_FRAME = 2
 MAX_KEYFRAMES = 16
@@ -171,8 +171,7 @@ class _Gallery:
         angles = np.array([self._angle(index, keyframe) for keyframe in self._keyframes])
         matched = 0.0
         for place in np.argsort(angles)[:KEYFRAMES_PER_FRAME]:
-            part = self._match(index, picture, self._keyframes[place])
-            matched = max(matched, part)
+            matched = max(matched, self._match(index, picture, self._keyframes[place]))
         if len(angles) == 0 or angles.min() > KEYFRAME_ANGLE or matched < MIN_MATCHED:
             self._add(index, grey, picture, landmarks)
 

@@ -135,7 +135,7 @@ def track_landmarks(frames: Iterable[np.ndarray], name: str) -> tuple[np.ndarray
 
 def _face_mesh(static: bool, confidence: float):
     os.environ.setdefault("GLOG_minloglevel", "2")
-    with _quiet():
+    with quiet():
         mediapipe = require("mediapipe")
         mesh = mediapipe.solutions.face_mesh.FaceMesh(
             static_image_mode=static, max_num_faces=2, refine_landmarks=True,
@@ -145,7 +145,7 @@ def _face_mesh(static: bool, confidence: float):
 
 
 @contextmanager
-def _quiet():
+def quiet():
     """Silence the C++ and protobuf chatter of a starting graph, which no Python setting reaches."""
     sys.stderr.flush()
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

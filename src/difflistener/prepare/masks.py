@@ -17,6 +17,7 @@ import numpy as np
 
 from difflistener.clip import MASK_LABELS
 from difflistener.errors import require
+from difflistener.prepare.landmarks import quiet
 from difflistener.prepare.face_points import BROWS, FACE_OVAL, INNER_LIPS
 
 NOSE_TIP, CHIN, FOREHEAD, LIP_TOP, LIP_BOTTOM = 1, 152, 10, 13, 14
@@ -53,7 +54,9 @@ class PersonSegmenter:
     """
 
     def __init__(self):
-        self._network = require("mediapipe").solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
+        with quiet():
+            self._network = require("mediapipe").solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
+            self._network.process(np.zeros((64, 64, 3), np.uint8))
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         import cv2

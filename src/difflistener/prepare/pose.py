@@ -98,7 +98,7 @@ def fit_head(landmarks: np.ndarray, valid: np.ndarray, width: int, height: int, 
     rotation = _axis_angles(matrices)
     cuts = find_cuts(landmarks, valid) if cuts is None else cuts
 
-    chosen = np.unique(np.concatenate([np.arange(0, 468, 3), RIGID]))
+    chosen = np.unique(np.concatenate([np.arange(0, 468, 5), RIGID]))
     weight = pose_weights(template)[chosen]
     unit = np.median(scale)
     frames = np.arange(len(good))
