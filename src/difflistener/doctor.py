@@ -2,12 +2,17 @@
 
 import importlib
 import importlib.metadata
+import importlib.resources
 import os
 import platform
 import sys
 from dataclasses import dataclass
 
 from difflistener.errors import OPTIONAL_PACKAGES, UserError
+
+FACE_MODELS = ("face_detection/face_detection_short_range.tflite", "face_landmark/face_landmark_with_attention.tflite",
+               "selfie_segmentation/selfie_segmentation.tflite")
+"""Models that face tracking and masks use; the mediapipe 0.10.14 wheel carries them, later ones do not."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,9 @@ def _attempt(part: str, look, remedy: str, needed: bool = True) -> Finding:
     try:
         return Finding(part, True, look(), needed)
     except (ImportError, OSError, RuntimeError, AttributeError, UserError) as error:
-        reason = error.problem if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reason = error.problem if isinstance(error, UserError) else str(error)
+        if not isinstance(error, (UserError, RuntimeError)):
+            reason = f"{type(error).__name__}: {reason}"
         return Finding(part, False, f"{reason.splitlines()[0]}  ->  {remedy}", needed)
 
 
@@ -118,8 +125,10 @@ def _optional(package: str) -> Finding:
 
 def _face_models() -> Finding:
     def look():
-        from difflistener.prepare.landmarks import built_in_models
-
-        return ", ".join(built_in_models())
+        folder = importlib.resources.files("mediapipe") / "modules"
+        missing = [name for name in FACE_MODELS if not (folder / name).is_file()]
+        if missing:
+            raise RuntimeError(f"this mediapipe lacks {missing[0]}")
+        return ", ".join(name.split("/")[1].removesuffix(".tflite") for name in FACE_MODELS)
 
     return _attempt("face models", look, 'pip install "difflistener[track]" on Python 3.11 or 3.12 brings them', needed=False)

@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 OPTIONAL_PACKAGES = {
-    "mediapipe": ("track", "face tracking"),
+    "mediapipe": ("track", "face tracking (on Python 3.11 or 3.12)"),
     "transformers": ("audio", "wav2vec 2.0 features"),
     "gsplat": ("cuda", "the rasteriser on a CUDA GPU"),
 }

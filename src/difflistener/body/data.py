@@ -14,12 +14,17 @@ import torch.nn.functional as F
 from difflistener.basis import LandmarkBasis
 from difflistener.body.gaussians import Reference
 from difflistener.clip import MASK_LABELS, Clip, read_masks, replacing
+from difflistener.errors import UserError
 from difflistener.media import read_frames
 from difflistener.motion import NUM_MOTION
 from difflistener.progress import progress
 
 SILHOUETTE_MARGIN = 15 / 512
 """How far outside the silhouette Gaussians may reach, as a share of the picture's longer side."""
+
+
+NEEDED = ("video.mp4", "mask.npz", "background.png", "camera.json", "motion.npy", "valid.npy", "translation.npy", "torso.npy",
+          "landmarks.npy")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,24 @@ class BodyData:
                          self.translation[index].numpy(), self.K)
 
 
+def check_clip(clip: Clip) -> None:
+    """Raise `UserError` where a clip's listener cannot become a body: a file is missing, or too few frames are tracked."""
+    for name in NEEDED:
+        clip.file("listener", name)
+    LandmarkBasis.load(clip.path)
+    train, test = _split(clip)
+    if len(train) < NUM_MOTION or len(test) == 0:
+        raise UserError(f"The clip {clip.path} has {len(train)} tracked frames to learn from and {len(test)} held out.",
+                        "Use a clip of at least 3 s in which the listener's face is seen.")
+
+
+def _split(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the tracked frames to learn from and of those held out."""
+    indices = np.flatnonzero(clip.read("listener", "valid"))
+    num_train = clip.meta["num_train_frames"]
+    return indices[indices < num_train], indices[indices >= num_train]
+
+
 def load_body_data(clip: Clip, resolution: int | None, cache: Path) -> tuple[BodyData, np.ndarray]:
     """Read a clip's listener; pictures are scaled so that the longer side is `resolution` (never enlarged).
 
@@ -69,12 +92,11 @@ def load_body_data(clip: Clip, resolution: int | None, cache: Path) -> tuple[Bod
     scale_x, scale_y = size[1] / width, size[0] / height
     K = np.array([[camera["focal"] * scale_x, 0, camera["cx"] * scale_x], [0, camera["focal"] * scale_y, camera["cy"] * scale_y], [0, 0, 1]])
     motion = clip.motion()
-    indices = np.flatnonzero(motion.valid)
-    num_train = clip.meta["num_train_frames"]
+    train, test = _split(clip)
     torso = np.array(clip.read("listener", "torso"))
     return BodyData(
         frames, outside, torch.from_numpy(motion.values), torch.from_numpy(motion.translation), torch.from_numpy(torso),
-        np.array(clip.read("listener", "landmarks")), motion.valid, indices[indices < num_train], indices[indices >= num_train],
+        np.array(clip.read("listener", "landmarks")), motion.valid, train, test,
         _background(clip, size), K, np.array(camera["template"]), LandmarkBasis.load(clip.path),
     ), labels
 
@@ -104,12 +126,17 @@ def _cached_pictures(clip: Clip, size: tuple[int, int], cache: Path):
             frames, labels, outside = (np.lib.format.open_memmap(p, "w+", dtype, shape) for p, (shape, dtype) in zip((a, b, c), shapes))
             pairs = zip(read_frames(clip.file("listener", "video.mp4")), read_masks(clip.file("listener", "mask.npz")))
             reach = max(1, round(SILHOUETTE_MARGIN * max(size)))
-            for (index, (frame, label)), _ in progress(enumerate(pairs), "read pictures", total=count):
+            done = 0
+            for (index, (frame, label)), _ in progress(zip(range(count), pairs), "read pictures", total=count):
                 frames[index] = (_shrink(torch.from_numpy(frame.astype(np.float32)), size) + 0.5).byte().numpy()
                 labels[index] = _nearest(label, size)
                 person = torch.from_numpy(labels[index] != MASK_LABELS["background"]).float()[None, None]
                 wide = F.max_pool2d(person, (1, 2 * reach + 1), 1, (0, reach))
                 outside[index] = (F.max_pool2d(wide, (2 * reach + 1, 1), 1, (reach, 0))[0, 0] == 0).numpy()
+                done = index + 1
+            if done < count:
+                raise UserError(f"The listener's video.mp4 or mask.npz in {clip.path} ends after {done} of {count} frames.",
+                                "Prepare the clip again with --overwrite.")
             for array in (frames, labels, outside):
                 array.flush()
     frames, labels, outside = (np.load(path, mmap_mode="r") for path in paths)
@@ -120,7 +147,3 @@ def _nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows = (np.arange(size[0]) + 0.5) * label.shape[0] / size[0]
     columns = (np.arange(size[1]) + 0.5) * label.shape[1] / size[1]
     return label[rows.astype(int)[:, None], columns.astype(int)]
-
-
-def split_is_usable(data: BodyData) -> bool:
-    return len(data.train) >= NUM_MOTION and len(data.test) > 0

@@ -26,7 +26,7 @@ class Seeds:
     """Starting points: positions in the head frame (torso: at the reference pose), their bases and colours."""
 
     means: torch.Tensor  # [N, 3]
-    bases: torch.Tensor  # [N, K, 3] displacement for one standard deviation of each of the first K codes
+    bases: torch.Tensor  # [N, K, 3] displacement for one unit of each of the first K codes
     colors: torch.Tensor  # [N, 3] 0..1
     group: torch.Tensor  # [N] int64, see GROUPS
     rigid: torch.Tensor  # [N] weight logit: head above 0, torso below
@@ -50,7 +50,7 @@ def seed_gaussians(
     """Place `count` Gaussians.
 
     Args:
-        template: neutral landmarks [P, 3].
+        template: landmarks of the face at its mean motion [P, 3].
         code_displacements: landmark displacement for one unit of each code, [K, P, 3].
         reference: the picture that gives colours and silhouettes.
         labels: meaning of the label image.

@@ -15,11 +15,12 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from difflistener.body.config import BodyTraining
-from difflistener.body.data import BodyData, load_body_data, split_is_usable
+from difflistener.body.data import BodyData, check_clip, load_body_data
 from difflistener.body.gaussians import neighbour_distance, seed_gaussians
 from difflistener.body.model import Body, BodyConfig
 from difflistener.checkpoint import (
     claim_output,
+    delayed_interrupt,
     load_training_state,
     optimizer_tensors,
     prepare_output,
@@ -29,7 +30,7 @@ from difflistener.checkpoint import (
 from difflistener.clip import MASK_LABELS, Clip, replacing
 from difflistener.errors import UserError
 from difflistener.metrics.image import psnr, ssim
-from difflistener.motion import ROTATION
+from difflistener.motion import EXPRESSION, ROTATION
 from difflistener.progress import progress
 
 NUM_BASES = 20
@@ -61,29 +62,28 @@ def resolve(config: BodyTraining, longest: int) -> BodyTraining:
 
 def train_body(config: BodyTraining) -> dict:
     """Train a body and return its summary (scores and speed); the checkpoint stands in `config.out`."""
+    _check(config)
     clip = Clip.open(config.clip)
+    check_clip(clip)
     camera = clip.read_json("listener", "camera.json")
     config = resolve(config, max(camera["width"], camera["height"]))
     prepare_output(config.out, config.overwrite, config.resume, byproducts=("metrics.jsonl", "strip.png"))
-    claim_output(config.out, "body.linear", _comparable(config))
+    if config.resume:
+        _check_same_run(clip, config)
+    claim_output(config.out, "body.linear", _recipe(clip, config))
     data, labels = load_body_data(clip, config.resolution, config.out / "training_state" / "pictures")
-    if not split_is_usable(data):
-        raise UserError(f"The clip {config.clip} has {len(data.train)} tracked frames to learn from and {len(data.test)} held out.",
-                        "Use a clip of at least 3 s in which the listener's face is seen.")
-
     body = start_body(data, labels, clip.basis, config).to(config.device)
     optimizer, schedule = make_optimizer(body, config.steps)
     first, seconds = 0, 0.0
     if config.resume:
-        first, seconds = _restore(body, optimizer, schedule, config)
+        first, seconds = _restore(body, optimizer, schedule, config.out)
 
     trainer = _Trainer(body, data, config)
     report = Report(config, data)
     with torch.no_grad():
         body(data.motion[:1].to(config.device))  # gsplat compiles at its first use: not a part of the training time.
-    step = first
     begun = time.monotonic()
-    try:
+    with delayed_interrupt() as asked:
         for step, task in progress(range(first, config.steps), "train body", total=config.steps, start=first):
             loss = trainer.step(step)
             optimizer.step()
@@ -91,15 +91,16 @@ def train_body(config: BodyTraining) -> dict:
             schedule.step()
             if step % 20 == 0:
                 task.set_note(f"loss {float(loss):.4f}")
-            if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
+            is_due = (step + 1) % config.save_every == 0 and step + 1 < config.steps
+            if is_due or asked.is_set():
                 _synchronize(config.device)
                 seconds += time.monotonic() - begun
-                report.add(body, step + 1, seconds)
-                _save_state(body, optimizer, schedule, step + 1, seconds, config)
+                if is_due:
+                    report.add(body, step + 1, seconds)
+                _save_state(body, optimizer, step + 1, seconds, _recipe(clip, config), config.out)
                 begun = time.monotonic()
-    except KeyboardInterrupt:
-        _save_state(body, optimizer, schedule, step, seconds + time.monotonic() - begun, config)
-        raise
+            if asked.is_set():
+                raise KeyboardInterrupt
     _synchronize(config.device)
     seconds += time.monotonic() - begun
     summary = report.add(body, config.steps, seconds, last=True)
@@ -113,7 +114,9 @@ def train_body(config: BodyTraining) -> dict:
 def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTraining) -> Body:
     """A body before its first step: Gaussians seeded from the template and the straightest frame."""
     height, width = data.size
-    body = Body(BodyConfig(basis, width, height, config.gaussians, NUM_BASES))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # Layers draw their first weights from the global generator.
+        body = Body(BodyConfig(basis, width, height, config.gaussians, NUM_BASES))
     train = torch.from_numpy(data.train)
     motion, translation, torso = data.motion[train], data.translation[train], data.torso[train]
     index = int(data.train[_straightest(motion)])
@@ -122,9 +125,10 @@ def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTrain
     codes = np.eye(num_codes, data.motion.shape[1] - 6, dtype=np.float32)
     directions = data.basis.decode(codes) - data.basis.decode(np.zeros_like(codes[:1]))
     reference = data.reference(Rotation.from_rotvec(rotation).as_matrix(), index, np.asarray(labels[index]))
-    neutral = data.template + data.basis.decode(np.zeros_like(codes[:1]))[0]
+    # Offsets are zero at the mean motion, so the seeds stand where the face is then.
+    usual = data.template + data.basis.decode(motion[:, EXPRESSION].mean(0, keepdim=True).numpy())[0]
     generator = np.random.default_rng(config.seed)
-    seeds = seed_gaussians(config.gaussians, neutral, directions, reference, MASK_LABELS, generator)
+    seeds = seed_gaussians(config.gaussians, usual, directions, reference, MASK_LABELS, generator)
     spacing = torch.from_numpy(neighbour_distance(seeds.means.numpy())).float().clamp(1e-3, 0.3)
     with torch.no_grad():
         body.means.copy_(seeds.means)
@@ -202,7 +206,6 @@ class Report:
         self.out, self.data, self.device = config.out, data, config.device
         spread = np.linspace(0, len(data.test) - 1, min(MAX_TEST_FRAMES, len(data.test))).round().astype(int)
         self.test = data.test[spread]
-        self.baselines: dict | None = None
 
     def add(self, body: Body, step: int, seconds: float, last: bool = False) -> dict:
         """Score the held-out frames, append to metrics.jsonl, write strip.png; on the last call, the baselines too."""
@@ -259,27 +262,42 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _save_state(body: Body, optimizer, schedule, step: int, seconds: float, config: BodyTraining) -> None:
+def _save_state(body: Body, optimizer, step: int, seconds: float, recipe: dict, out: Path) -> None:
     tensors = {f"body.{name}": tensor for name, tensor in body.state_dict().items()} | optimizer_tensors(optimizer)
-    save_training_state(config.out, tensors, {"step": step, "seconds": seconds, "config": _comparable(config)})
+    save_training_state(out, tensors, {"step": step, "seconds": seconds, "recipe": recipe})
 
 
-def _restore(body: Body, optimizer, schedule, config: BodyTraining) -> tuple[int, float]:
-    tensors, info = load_training_state(config.out)
-    if info["config"] != _comparable(config):
-        raise UserError(f"The run in {config.out} was started with other settings: {info['config']}.",
-                        "Resume with those settings, or start over with --overwrite.")
+def _check_same_run(clip: Clip, config: BodyTraining) -> None:
+    before = load_training_state(config.out)[1]["recipe"]
+    for name, value in _recipe(clip, config).items():
+        if before[name] != value:
+            raise UserError(f"The run in {config.out} was started with {name} = {before[name]}, not {value}.",
+                            "Resume with the same clip and settings, or start over with --overwrite.")
+
+
+def _restore(body: Body, optimizer, schedule, out: Path) -> tuple[int, float]:
+    """Go back to the saved state; returns its step and the seconds trained so far."""
+    tensors, state = load_training_state(out)
     body.load_state_dict({name.removeprefix("body."): tensor for name, tensor in tensors.items() if name.startswith("body.")})
     restore_optimizer(optimizer, tensors)
-    schedule.last_epoch = info["step"]
+    schedule.last_epoch = state["step"]
     for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
-        group["lr"] = rate * factor(info["step"])
-    return info["step"], info["seconds"]
+        group["lr"] = rate * factor(state["step"])
+    return state["step"], state["seconds"]
 
 
-def _comparable(config: BodyTraining) -> dict:
-    """The settings that a resumed run must share."""
-    return {name: getattr(config, name) for name in ("resolution", "gaussians", "steps", "batch_size", "seed")}
+def _recipe(clip: Clip, config: BodyTraining) -> dict:
+    """What a resumed run must share: the settings that decide the result, and the clip by its motion."""
+    settings = {name: getattr(config, name) for name in ("resolution", "gaussians", "steps", "batch_size", "seed")}
+    return settings | {"motion": clip.meta["roles"]["listener"]["motion.npy"]["sha256"]}
+
+
+def _check(config: BodyTraining) -> None:
+    least = {"resolution": 16, "gaussians": 100, "steps": 1, "batch_size": 1, "save_every": 1, "seed": 0}
+    for name, value in least.items():
+        given = getattr(config, name)
+        if given is not None and given < value:
+            raise UserError(f"--{name.replace('_', '-')} is {given}.", f"Give at least {value}.")
 
 
 def _provenance(clip: Clip, config: BodyTraining) -> str:
