@@ -44,9 +44,12 @@ def bench(config: Bench) -> dict:
     from difflistener.media import VideoWriter
     from difflistener.synthesize import render_motion
 
-    if config.frames < 1:
-        raise UserError(f"--frames is {config.frames}.", "Ask for at least one.")
+    for name in ("frames", "size", "gaussians"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} is {getattr(config, name)}.", "Ask for at least one.")
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda was asked for, but torch sees no CUDA GPU here.", "Use --device cpu, or see: difflistener doctor")
     body = Body.from_pretrained(config.body_checkpoint, device) if config.body_checkpoint else synthetic_body(config.gaussians, config.size).to(device)
     brain = None
     if config.brain_checkpoint:

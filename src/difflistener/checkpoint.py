@@ -68,7 +68,7 @@ def read_header(directory: Path) -> dict[str, Any]:
         header = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}).", "Train again, or copy the folder again.") from error
-    if not isinstance(header, dict) or header.get("library") != LIBRARY or "type" not in header:
+    if not isinstance(header, dict) or header.get("library") != LIBRARY or not isinstance(header.get("type"), str):
         raise UserError(f"{file} was not written by difflistener.", remedy)
     if header.get("format") != FORMAT:
         raise UserError(f"{file} has format {header.get('format')}; this version reads format {FORMAT}.",
@@ -188,7 +188,10 @@ def load_training_state(directory: Path) -> tuple[dict[str, Tensor], dict[str, A
     file = Path(directory) / "training_state" / "state.safetensors"
     tensors = _load_safetensors(file)
     with safe_open(file, "pt") as opened:
-        return tensors, json.loads(opened.metadata()["state"])
+        state = (opened.metadata() or {}).get("state")
+    if state is None:
+        raise UserError(f"{file} is not a training state.", "Start over with --overwrite.")
+    return tensors, json.loads(state)
 
 
 @contextmanager

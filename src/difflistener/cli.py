@@ -9,6 +9,7 @@ import errno
 import importlib
 import json
 import sys
+import warnings
 from pathlib import Path
 
 from difflistener.errors import UserError
@@ -24,6 +25,10 @@ VERBS = {
     "bench": ("difflistener.bench:Bench", "difflistener.bench:bench", "measure speed on this machine"),
 }
 """Verb -> (settings class, function that takes it, one line of help)."""
+
+OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+                 errno.ENAMETOOLONG)
+"""Of an `OSError` that says where output cannot go; any other is our own mistake."""
 
 USAGE = "usage: difflistener VERB [options]      (difflistener VERB --help explains a verb)"
 
@@ -45,8 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _unknown(verb, arguments)
     settings_path, function_path, _ = VERBS[verb]
     try:
-        settings = parse(load(settings_path), verb, arguments[words:])
-        result = load(function_path)(settings)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            settings = parse(load(settings_path), verb, arguments[words:])
+            result = load(function_path)(settings)
     except UserError as error:
         print(f"error: {error.problem}\n{error.remedy}", file=sys.stderr)
         return 1
@@ -55,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
               "Run the same command again, with --resume where the verb has it, to go on.", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in OUTPUT_ERRORS:
             raise
         print(f"error: {error.filename or 'a file'} could not be written: {error.strerror}.\n"
               "Free some space or choose another folder, then run the same command again; finished files are kept.", file=sys.stderr)
@@ -63,6 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(result, dict):
         print(json.dumps(result))
     return result if isinstance(result, int) else 0
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def load(path: str):
@@ -97,6 +108,8 @@ def read_recipe(settings_class, path: Path):
         values = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}).", "Mend the file, or start from one in recipes/.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings.", 'A recipe is one JSON object, such as {"steps": 1000}.')
     known = {field.name for field in dataclasses.fields(settings_class)}
     for key in values:
         if key not in known:

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ ROLES = ("speaker", "listener")
 COLUMNS = {"motion": (NUM_MOTION,), "expression": (NUM_EXPRESSION,), "eyes": (NUM_EYES,), "translation": (3,),
            "torso": (3,), "valid": (), "landmarks": (478, 3)}
 """Shape of one row of each feature with a fixed width."""
+
+AGAIN = "Prepare the clip again with --resume to rebuild it, or with --overwrite to start over."
 
 MASK_LABELS = {"background": 0, "torso": 1, "head": 2, "hair": 3, "mouth": 4}
 """Pixel labels of mask.npz; `mouth` is the inner mouth."""
@@ -86,7 +89,12 @@ class Clip:
         try:
             meta = json.loads(file.read_text())
             version = meta["format"]
-        except (ValueError, KeyError, TypeError) as error:
+            if version == FORMAT:
+                meta["num_frames"], meta["basis"], meta["licences"]
+                for files in meta["roles"].values():
+                    for entry in files.values():
+                        entry["settings"], entry["sha256"], entry["producer"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file} is damaged ({error}).", "Prepare the clip again with --overwrite.") from error
         if version != FORMAT:
             raise UserError(f"{file} has format {version}; this version reads format {FORMAT}.",
@@ -123,7 +131,11 @@ class Clip:
         return np.load(self.file(role, f"{name}.npy"), mmap_mode="r")
 
     def read_json(self, role: str, name: str) -> dict:
-        return json.loads(self.file(role, name).read_text())
+        path = self.file(role, name)
+        try:
+            return json.loads(path.read_text())
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error}).", AGAIN) from error
 
     def motion(self) -> Motion:
         """The listener's motion, whole."""
@@ -131,9 +143,11 @@ class Clip:
         return Motion(np.array(self.read("listener", "motion")), self.basis, np.array(self.read("listener", "valid")), **optional)
 
     def is_current(self, role: str, file: str, settings: dict) -> bool:
-        """Whether `file` was made with exactly these settings and still stands there."""
+        """Whether `file` was made with exactly these settings and still stands there, unchanged."""
         entry = self.meta["roles"].get(role, {}).get(file)
-        return entry is not None and entry["settings"] == json.loads(json.dumps(settings)) and (self.path / role / file).is_file()
+        path = self.path / role / file
+        return (entry is not None and entry["settings"] == json.loads(json.dumps(settings)) and path.is_file()
+                and sha256(path) == entry["sha256"])
 
     def write(self, role: str, name: str, array: np.ndarray, producer: str, settings: dict) -> None:
         """Store a feature [T, ...] as `name`.npy. Raises `ValueError` on a wrong shape or a number that is not finite."""
@@ -160,42 +174,44 @@ class Clip:
 
     def set(self, **fields) -> None:
         """Change top-level fields of clip.json."""
-        self.meta.update(fields)
-        self._write_meta()
+        if any(name not in self.meta or self.meta[name] != value for name, value in fields.items()):
+            self.meta.update(fields)
+            self._write_meta()
 
     def _write_meta(self) -> None:
         write_json(self.path / "clip.json", self.meta)
 
     def check(self) -> None:
         """Raise `UserError` for the first file that is missing or disagrees with `num_frames`."""
-        again = "Prepare the clip again with --resume to rebuild it, or with --overwrite to start over."
         if not isinstance(self.num_frames, int) or self.num_frames < 1:
-            raise UserError(f"The clip {self.path} was not finished.", again)
+            raise UserError(f"The clip {self.path} was not finished.", AGAIN)
         for role, files in self.meta["roles"].items():
             for name in files:
                 path = self.path / role / name
                 if not path.is_file():
-                    raise UserError(f"The clip {self.path} lacks {role}/{name}.", again)
+                    raise UserError(f"The clip {self.path} lacks {role}/{name}.", AGAIN)
                 if path.suffix == ".npy":
-                    self._check_feature(role, path, again)
+                    self._check_feature(path)
 
-    def _check_feature(self, role: str, path: Path, again: str) -> None:
+    def _check_feature(self, path: Path) -> None:
         try:
             array = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path} is not a readable .npy file ({error}).", again) from error
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is not a readable .npy file ({error}).", AGAIN) from error
+        if not isinstance(array, np.ndarray) or array.ndim == 0:
+            raise UserError(f"{path} holds no rows.", AGAIN)
         off = len(array) - self.num_frames
         if off:
             raise UserError(f"{path} has {len(array)} rows, {abs(off)} {'more' if off > 0 else 'fewer'} than the clip's "
-                            f"{self.num_frames} frames.", again)
+                            f"{self.num_frames} frames.", AGAIN)
         wanted = COLUMNS.get(path.stem)
         if wanted is not None and array.shape[1:] != wanted:
-            raise UserError(f"{path} has rows of shape {array.shape[1:]}, expected {wanted}.", again)
+            raise UserError(f"{path} has rows of shape {array.shape[1:]}, expected {wanted}.", AGAIN)
         try:
             for start in range(0, len(array), 4096):
                 check_finite(array[start : start + 4096], path.name)
         except ValueError as error:
-            raise UserError(f"{path}: {error}.", again) from error
+            raise UserError(f"{path}: {error}.", AGAIN) from error
 
 
 class MaskWriter:
@@ -228,6 +244,9 @@ class MaskWriter:
 
 def read_masks(path: Path) -> Iterator[np.ndarray]:
     """Label images [H, W] uint8 of mask.npz, in order, one block in memory at a time."""
-    with np.load(path) as archive:
-        for member in sorted(archive.files):
-            yield from archive[member]
+    try:
+        with np.load(path) as archive:
+            for member in sorted(archive.files):
+                yield from archive[member]
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}).", AGAIN) from error

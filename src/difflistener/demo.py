@@ -7,10 +7,14 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from difflistener.errors import UserError
+
+MIN_SIZE = 64
+"""Smallest picture that `prepare` stores."""
 
 
 @dataclass(frozen=True)
@@ -39,39 +43,25 @@ def demo(config: Demo) -> dict:
     """Run every stage and return the numbers."""
     from difflistener.toy import write_pair
 
-    out = config.out
-    marker = out / "demo.json"
-    if out.exists() and any(out.iterdir()):
-        if not marker.is_file():
-            raise UserError(f"{out} holds files that are not a demo; they are left alone.", "Name another --out.")
-        if not (config.resume or config.overwrite):
-            raise UserError(f"{out} already holds a demo.", "Give --resume to go on with it, --overwrite to replace it, or another --out.")
-    if config.seconds < 10:
-        raise UserError(f"--seconds is {config.seconds}.", "Ten are needed to learn anything.")
+    out, videos, video = config.out, config.out / "videos", config.out / "listener.mp4"
+    parts = _Parts(config)
     begun = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    if config.overwrite:
-        marker.unlink(missing_ok=True)
-    marker.write_text(json.dumps({"finished": False}))
-    videos = out / "videos"
-    if config.overwrite or not (videos / "truth.npz").is_file():
-        write_pair(videos, config.seconds, config.seed, config.size)
     first = round(config.seconds * 0.8)
-    again = "--overwrite" if config.overwrite else "--resume"
     both = ["--speaker", videos / "speaker.mp4", "--listener", videos / "listener.mp4"]
-    _run(["prepare", *both, "--duration", first, "--out", out / "clip", again])
-    _run(["prepare", *both, "--start", first, "--basis", out / "clip", "--out", out / "unseen", again])
-    _train("body", ["train", "body", out / "clip", "--out", out / "body", "--steps", config.body_steps], config)
-    _train("brain", ["train", "brain", out / "clip", "--out", out / "brain", "--steps", config.brain_steps], config)
     unseen = out / "unseen" / "speaker"
-    video = out / "listener.mp4"
-    _run(["synthesize", "--audio", unseen / "audio.wav", "--visual", unseen / "expression.npy", "--body-checkpoint", out / "body",
-          "--brain-checkpoint", out / "brain", "--side-by-side", out / "unseen", "--seed", config.seed, "--output", video, "--overwrite"])
+    parts.do("videos", lambda: write_pair(videos, config.seconds, config.seed, config.size))
+    parts.prepare("clip", [*both, "--duration", first])
+    parts.prepare("unseen", [*both, "--start", first, "--basis", out / "clip"])
+    parts.train("body", config.body_steps)
+    parts.train("brain", config.brain_steps)
+    parts.do("listener", lambda: _run([
+        "synthesize", "--audio", unseen / "audio.wav", "--visual", unseen / "expression.npy", "--body-checkpoint", out / "body",
+        "--brain-checkpoint", out / "brain", "--side-by-side", out / "unseen", "--seed", config.seed, "--output", video, "--overwrite"]))
     strip = write_strip(video, out / "strip.png")
     summary = {"finished": True, "video": str(video), "strip": str(strip), "seconds": round(time.monotonic() - begun, 1)}
     summary |= read_numbers(out)
     summary |= law_recovered(videos / "truth.npz", out / "clip")
-    marker.write_text(json.dumps(summary, indent=2) + "\n")
+    parts.note(**summary)
     print(f"\nThe listener's video: {video}\nA strip of its frames: {strip}\nThe numbers:", file=sys.stderr)
     for name, value in summary.items():
         if name not in ("finished", "video", "strip"):
@@ -92,15 +82,76 @@ def _run(arguments: list) -> None:
     print(json.dumps(result), file=sys.stderr)
 
 
-def _train(name: str, arguments: list, config: Demo) -> None:
-    """Train unless it was finished; go on where an interrupted run stopped."""
-    folder = config.out / name
-    if config.overwrite and folder.exists():
-        _run([*arguments, "--overwrite"])
-    elif (folder / "training_state" / "state.safetensors").is_file() and not (folder / "config.json").is_file():
-        _run([*arguments, "--resume"])
-    elif not (folder / "config.json").is_file():
-        _run([*arguments, *(["--overwrite"] if folder.exists() else [])])
+class _Parts:
+    """What of the demo is done, kept in demo.json. A resumed demo goes on with the part that it stopped in.
+
+    Raises:
+        UserError: a folder in use, a resumed demo of other settings.
+    """
+
+    def __init__(self, config: Demo):
+        self.out, self.marker = config.out, config.out / "demo.json"
+        settings = {name: getattr(config, name) for name in ("seconds", "size", "seed", "body_steps", "brain_steps")}
+        if config.overwrite and config.resume:
+            raise UserError("--overwrite and --resume exclude each other.", "Give one of them.")
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out} is a file, not a folder.", "Name another --out.")
+        if not config.seconds >= 10:
+            raise UserError(f"--seconds is {config.seconds}.", "Ten are needed to learn anything.")
+        if config.size < MIN_SIZE:
+            raise UserError(f"--size is {config.size}.", f"Choose at least {MIN_SIZE} pixels.")
+        for name in ("seed", "body_steps", "brain_steps"):
+            if getattr(config, name) < (0 if name == "seed" else 1):
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}.", "Give a larger number.")
+        occupied = self.out.is_dir() and any(self.out.iterdir())
+        before = self._read() if occupied else None
+        if occupied and not (config.resume or config.overwrite):
+            raise UserError(f"{self.out} already holds a demo.",
+                            "Give --resume to go on with it, --overwrite to replace it, or another --out.")
+        if before and config.resume:
+            for name, value in settings.items():
+                if before["settings"].get(name) != value:
+                    raise UserError(f"The demo in {self.out} was started with {name} = {before['settings'].get(name)}, not {value}.",
+                                    "Resume with the same settings, or start over with --overwrite.")
+            self.state = before
+        else:
+            # With `replaces`, what stands in the folder is of an older demo until a part is begun.
+            self.state = {"finished": False, "settings": settings, "replaces": occupied, "begun": None, "done": []}
+        self.note()
+
+    def _read(self) -> dict:
+        try:
+            state = json.loads(self.marker.read_text())
+            state["settings"]["seed"], state["replaces"], state["begun"], state["done"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.out} holds files that are not a demo; they are left alone.", "Name another --out.") from error
+        return state
+
+    def note(self, **fields) -> None:
+        """Change fields of demo.json."""
+        self.state |= fields
+        from difflistener.clip import write_json
+
+        write_json(self.marker, self.state)
+
+    def do(self, name: str, run: Callable[[], object]) -> None:
+        """Do a part unless it is done."""
+        if name not in self.state["done"]:
+            self.note(begun=name)
+            run()
+            self.note(done=[*self.state["done"], name])
+
+    def prepare(self, name: str, arguments: list) -> None:
+        again = "--overwrite" if self.state["replaces"] else "--resume"
+        self.do(name, lambda: _run(["prepare", *arguments, "--out", self.out / name, again]))
+
+    def train(self, name: str, steps: int) -> None:
+        folder = self.out / name
+        if self.state["begun"] == name and (folder / "training_state" / "state.safetensors").is_file():
+            again = ["--resume"]
+        else:
+            again = ["--overwrite"] if folder.exists() else []
+        self.do(name, lambda: _run(["train", name, self.out / "clip", "--out", folder, "--steps", steps, *again]))
 
 
 def write_strip(video: Path, path: Path, count: int = 4) -> Path:

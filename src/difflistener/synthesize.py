@@ -4,6 +4,7 @@ Motion is generated for the whole recording (56 numbers a frame); frames are ren
 to the encoder, so memory does not grow with length. Axes: T frames at 25 fps, B frames a chunk, H, W.
 """
 
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from difflistener.errors import UserError
 from difflistener.motion import NUM_EXPRESSION, require_same_basis
 
 CHUNK = 16
-TRACKED_SUFFIXES = (".npy",)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def synthesize(config: Synthesis) -> dict:
 
     outputs = _outputs(config)
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda was asked for, but torch sees no CUDA GPU here.", "Use --device cpu, or see: difflistener doctor")
     brain = Brain.from_pretrained(config.brain_checkpoint, device)
     body = Body.from_pretrained(config.body_checkpoint, device)
     require_same_basis(brain.config.basis, body.config.basis, str(config.brain_checkpoint), str(config.body_checkpoint))
@@ -79,17 +81,20 @@ def synthesize(config: Synthesis) -> dict:
     frames = 0
     for sample, output in enumerate(outputs):
         motion = brain.generate(audio, expression, num_steps=config.num_steps, seed=config.seed, sample=sample)
-        with replacing(output.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
-            np.save(file, motion.cpu().numpy())
+        config.output.parent.mkdir(parents=True, exist_ok=True)
         panels = _Panels(clip, body)
         pictures = render_motion(body, motion)
-        with VideoWriter(output, panels.width, panels.height, audio=sound is not None) as writer:
-            waves = _sound(sound)
-            for picture, _ in progress(panels.join(pictures), f"render {output.name}", total=len(motion)):
-                writer.write_frame(picture)
-                if sound is not None:
-                    writer.write_audio(next(waves))
-                frames += 1
+        # The motion takes its place after the video: an interrupted run leaves both of the old ones or none.
+        with replacing(output.with_suffix(".npy")) as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, motion.cpu().numpy())
+            with VideoWriter(output, panels.width, panels.height, audio=sound is not None) as writer:
+                waves = _sound(sound)
+                for picture, _ in progress(panels.join(pictures), f"render {output.name}", total=len(motion)):
+                    writer.write_frame(picture)
+                    if sound is not None:
+                        writer.write_audio(next(waves))
+                    frames += 1
     seconds = time.monotonic() - begun
     return {"videos": [str(path) for path in outputs], "frames": frames, "frames_per_s": round(frames / seconds, 1)}
 
@@ -139,8 +144,10 @@ def load_stored(path: Path, columns: int, what: str) -> np.ndarray:
         raise UserError(f"There is no file at {path}.", f"Name a .npy of {what} [T, {columns}], or a media file.")
     try:
         array = np.load(path)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a readable .npy file ({error}).", f"It should hold {what} [T, {columns}].") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise UserError(f"{path} is not an array of numbers.", f"It should hold {what} [T, {columns}].")
     if array.ndim != 2 or array.shape[1] != columns or len(array) == 0:
         raise UserError(f"{path} has shape {list(array.shape)}, expected {what} [T, {columns}].",
                         "Compute the features with difflistener prepare, or give the recording itself.")
@@ -170,10 +177,12 @@ def _outputs(config: Synthesis) -> list[Path]:
         raise UserError(f"--num-samples is {config.num_samples}.", "Ask for at least one.")
     names = [config.output] if config.num_samples == 1 else [
         config.output.with_name(f"{config.output.stem}-{k + 1}.mp4") for k in range(config.num_samples)]
-    for path in names:
+    given = [path.resolve() for path in (config.audio, config.visual) if path is not None]
+    for path in (written for name in names for written in (name, name.with_suffix(".npy"))):
+        if path.resolve() in given:
+            raise UserError(f"--output {config.output} would write over the speaker's {path}.", "Choose another --output.")
         if path.exists() and not config.overwrite:
             raise UserError(f"{path} exists.", "Give --overwrite to replace it, or another --output.")
-    config.output.parent.mkdir(parents=True, exist_ok=True)
     return names
 
 

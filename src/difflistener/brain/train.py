@@ -74,7 +74,7 @@ class Trainer:
         spans, held = holdout_spans(pairs, holdout)
         shape = (config.block, config.history, config.context)
         self.windows = Windows(pairs, *shape, spans)
-        self.validation = Windows(pairs, *shape, held) if holdout else None
+        self.validation = _held_out_windows(pairs, shape, held, config) if holdout else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # Layers draw their first weights from the global generator.
             self.raw = Brain(brain_config(config, pairs), _landmark_basis(pairs[0])).to(self.device)
@@ -245,6 +245,14 @@ def learning_rate_factor(step: int, steps: int) -> float:
     """Rises over the first hundred steps (or twentieth of the run), falls linearly to zero at the end."""
     warm = min(100, max(steps // 20, 1))
     return min((step + 1) / warm, (steps - step) / max(steps - warm, 1))
+
+
+def _held_out_windows(pairs: list[Pair], shape: tuple[int, int, int], held: list[tuple[int, int]], config: BrainTraining) -> Windows:
+    try:
+        return Windows(pairs, *shape, held)
+    except UserError as error:
+        raise UserError(f"The end of the clips, held out to validate on, is of no use with --holdout {config.holdout:g}: {error.problem}",
+                        "Choose another --holdout; with 0 all frames are learned and none are validated on.") from error
 
 
 def _average(decay: float):

@@ -7,9 +7,12 @@
 A stage whose files stand in the clip with the same settings is skipped. Knows nothing of brains and bodies.
 """
 
+import math
 import os
 import shutil
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +36,9 @@ MIN_SIZE = 64
 VIDEO_CRF = 8
 """Nearly lossless: the stored video is what a body learns from."""
 SAMPLES_PER_FRAME = 640
+TRACK_FILES = {"speaker": ("expression.npy", "rotation.npy", "eyes.npy", "translation.npy", "camera.json"),
+               "listener": ("motion.npy", "eyes.npy", "translation.npy", "camera.json")}
+"""What the motion stage makes of each role."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,13 @@ class Crop:
 def prepare(config: Prepare) -> dict:
     """Make the clip and return what it holds."""
     sources, planned = find_sources(config)
+    basis = LandmarkBasis.load(config.basis) if config.basis else None
+    encoders = [_encoder(name, config) for name in config.audio]
+    if not config.resume and any(source.role == "speaker" for source in sources):
+        for encoder in encoders:
+            encoder.dim  # Loads its weights: that they are missing is said before hours of tracking.
+    if basis and config.listener_motion:
+        warnings.warn("--basis is ignored: stored motion is in the basis that --motion-basis names.", stacklevel=2)
     with output_clip(config) as clip:
         if config.listener_motion is not None:
             _store_motion(clip, config, planned)
@@ -94,12 +107,12 @@ def prepare(config: Prepare) -> dict:
             for source in sources:
                 if source.has_video:
                     _video_stage(clip, source)
-            _motion_stage(clip, config)
+            _motion_stage(clip, config, basis)
             if clip.has("listener", "landmarks.npy"):
                 _mask_stage(clip, config)
         for source in sources:
             if source.role == "speaker":
-                _audio_stage(clip, source, config)
+                _audio_stage(clip, source, encoders)
         _report_stage(clip)
         clip.check()
         summary = {"clip": str(config.out), "frames": clip.num_frames, "basis": clip.basis}
@@ -134,6 +147,12 @@ def find_sources(config: Prepare) -> tuple[list[Source], int]:
         raise UserError("Neither a speaker nor a listener is given.", "Give --speaker and --listener, or --dyad with --speaker-side.")
     if config.size < MIN_SIZE:
         raise UserError(f"--size is {config.size}.", f"Choose at least {MIN_SIZE} pixels.")
+    if not (math.isfinite(config.start) and config.start >= 0):
+        raise UserError(f"--start is {config.start:g}.", "Give a number of seconds from 0 up.")
+    if config.duration is not None and not (math.isfinite(config.duration) and num_frames(config.duration) >= 1):
+        raise UserError(f"--duration is {config.duration:g}.", f"Give a number of seconds, at least one frame ({1 / FPS} s).")
+    if not 0 <= config.holdout < 1:
+        raise UserError(f"--holdout is {config.holdout:g}.", "Give a share from 0 up to, but not including, 1.")
     sources, counts = [], []
     for role, path, side in given:
         info = probe(path)
@@ -146,8 +165,6 @@ def find_sources(config: Prepare) -> tuple[list[Source], int]:
         if counts[-1] < 1:
             raise UserError(f"{path} ends at {info.duration_s:.2f} s, before --start {config.start:g}.", "Choose an earlier --start.")
     if config.duration is not None:
-        if config.duration <= 0:
-            raise UserError(f"--duration is {config.duration}.", "Give a positive number of seconds.")
         counts.append(num_frames(config.duration))
     if config.listener_motion is not None:
         counts.append(len(_read_motion(config)[0]))
@@ -164,14 +181,15 @@ def _read_motion(config: Prepare) -> tuple[np.ndarray, int]:
         raise UserError(f"There is no file at {path}.", remedy)
     try:
         with np.load(path) as archive:
-            exp, pose = archive["exp"], archive["pose"]
-    except (KeyError, ValueError, EOFError, OSError) as error:
+            exp, pose = (archive[name].astype(np.float32) for name in ("exp", "pose"))
+    # A lone .npy array is no context manager: TypeError.
+    except (KeyError, ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not stored motion ({error}).", remedy) from error
     if exp.ndim != 2 or exp.shape[1] != NUM_EXPRESSION or pose.ndim != 2 or pose.shape[1] != 6:
         raise UserError(f"{path} holds exp {list(exp.shape)} and pose {list(pose.shape)}.", remedy)
     if len(exp) != len(pose):
         raise UserError(f"{path} has {len(exp)} rows of exp and {len(pose)} of pose.", "Both must have the same T.")
-    motion = np.concatenate([exp, pose], 1).astype(np.float32)
+    motion = np.concatenate([exp, pose], 1)
     bad = ~np.isfinite(motion).all(1)
     if bad.any():
         raise UserError(f"{path} is not finite at frame {int(np.flatnonzero(bad)[0])}.", "Repair or cut the track.")
@@ -194,14 +212,13 @@ def output_clip(config: Prepare) -> Iterator[Clip]:
         raise UserError(f"{out} holds files that are not a clip; they are left alone.", "Name another --out.")
     if occupied and not (config.overwrite or config.resume):
         raise UserError(f"{out} already holds a clip.", "Give --resume to go on with it, --overwrite to replace it, or another --out.")
-    fresh = not occupied
     folder = out.with_name(f".{out.name}.new") if occupied and config.overwrite else out
     clip = Clip.open(folder, check=False) if (folder / "clip.json").is_file() else Clip.create(folder)
     try:
         yield clip
     except UserError:
-        if fresh and folder == out:
-            shutil.rmtree(out)
+        if folder != out or not occupied:
+            shutil.rmtree(folder)
         raise
     if folder != out:
         old = out.with_name(f".{out.name}.old.{os.getpid()}")
@@ -218,6 +235,8 @@ def _store_motion(clip: Clip, config: Prepare, count: int) -> None:
     motion, _ = _read_motion(config)
     settings = {"source": config.listener_motion.name, "sha256": sha256(config.listener_motion), "start": config.start, "frames": count}
     clip.set(num_frames=count, num_train_frames=_num_train(count, config), basis=config.motion_basis)
+    if all(clip.is_current("listener", name, settings) for name in ("motion.npy", "valid.npy")):
+        return
     clip.write("listener", "motion", motion[:count], "import", settings)
     clip.write("listener", "valid", np.ones(count, bool), "import", settings)
     _add_licence(clip, f"{config.motion_basis} motion from {config.listener_motion.name}: see the terms of its data set and of FLAME")
@@ -231,7 +250,7 @@ def _landmark_stage(clip: Clip, source: Source, planned: int, config: Prepare) -
     from difflistener.prepare.landmarks import track_landmarks
 
     settings = source.settings(planned) | {"size": config.size}
-    if clip.is_current(source.role, "landmarks.npy", settings) and clip.is_current(source.role, "crop.json", settings):
+    if all(clip.is_current(source.role, name, settings) for name in ("landmarks.npy", "valid.npy", "crop.json")):
         return
     info = probe(source.path)
     frames = (frame for frame, _ in progress(source.frames(planned), f"track {source.role}", total=planned))
@@ -276,7 +295,7 @@ def _settle_length(clip: Clip, planned: int) -> None:
     """Give every role the number of frames that all have."""
     lengths = {role: len(np.load(clip.file(role, "landmarks.npy"), mmap_mode="r")) for role in clip.roles() if clip.has(role, "landmarks.npy")}
     count = min([planned, *lengths.values()])
-    if clip.num_frames is None:
+    if clip.num_frames is None or not lengths:
         clip.set(num_frames=count)
     for role, length in lengths.items():
         if length > count:
@@ -296,17 +315,17 @@ def _video_stage(clip: Clip, source: Source) -> None:
                 writer.write_frame(crop(frame))
 
 
-def _motion_stage(clip: Clip, config: Prepare) -> None:
+def _motion_stage(clip: Clip, config: Prepare, given: LandmarkBasis | None) -> None:
     from difflistener.prepare.expression import encode, landmark_weights, reprojection_error
     from difflistener.prepare.pose import displacements
 
     roles = [role for role in clip.roles() if clip.has(role, "landmarks.npy")]
     if not roles:
         return
-    given = LandmarkBasis.load(config.basis) if config.basis else None
     settings = {"basis": given.id if given else "own", "holdout": config.holdout,
                 "landmarks": {role: clip.meta["roles"][role]["landmarks.npy"]["sha256"] for role in roles}}
-    if all(clip.is_current(role, "camera.json", settings) for role in roles):
+    has_basis = (clip.path / "basis.safetensors").is_file()
+    if has_basis and all(clip.is_current(role, name, settings) for role in roles for name in TRACK_FILES[role]):
         return
     num_train = _num_train(clip.num_frames, config)
     tracks = {role: _fit_pose(clip, role) for role in roles}
@@ -398,17 +417,21 @@ def _mask_stage(clip: Clip, config: Prepare) -> None:
     clip.write("listener", "torso", motion, "prepare", settings)
 
 
-def _audio_stage(clip: Clip, source: Source, config: Prepare) -> None:
+def _encoder(name: str, config: Prepare):
     from difflistener.prepare.audio import make_encoder
 
+    return make_encoder(name, **({"model": config.wav2vec2_model} if name == "wav2vec2" else {}))
+
+
+def _audio_stage(clip: Clip, source: Source, encoders: list) -> None:
     settings = source.settings(clip.num_frames)
     samples = None
     if not clip.is_current("speaker", "audio.wav", settings):
         samples = _sound(source, clip.num_frames)
         with clip.adding("speaker", "audio.wav", "PyAV", settings) as temporary:
             _write_wav(temporary, samples)
-    for name in config.audio:
-        encoder = make_encoder(name, **({"model": config.wav2vec2_model} if name == "wav2vec2" else {}))
+    for encoder in encoders:
+        name = encoder.name
         feature_settings = {"source": settings, "encoder": encoder.settings()}
         if clip.is_current("speaker", f"{name}.npy", feature_settings):
             continue
@@ -436,8 +459,12 @@ def _report_stage(clip: Clip) -> None:
     from difflistener.prepare.report import write_report
 
     for role in clip.roles():
-        if clip.has(role, "landmarks.npy"):
-            write_report(clip.path / role / "report.png", role, **_report_inputs(clip, role))
+        if not clip.has(role, "landmarks.npy"):
+            continue
+        settings = {name: entry["sha256"] for name, entry in sorted(clip.meta["roles"][role].items()) if name != "report.png"}
+        if not clip.is_current(role, "report.png", settings):
+            with clip.adding(role, "report.png", "prepare", settings) as temporary:
+                write_report(temporary, role, **_report_inputs(clip, role))
 
 
 def _report_inputs(clip: Clip, role: str) -> dict:
