@@ -13,7 +13,7 @@ from difflistener.brain import train as training
 from difflistener.brain.config import BrainConfig, BrainTraining
 from difflistener.brain.diffusion import TRAIN_TIMESTEPS, ddim_sample, keyed_generator, predict_epsilon
 from difflistener.brain.model import Brain
-from difflistener.brain.networks import NETWORKS, Condition
+from difflistener.brain.networks import NETWORKS
 from difflistener.brain.overfit import agreement
 from difflistener.brain.train import train_brain
 from difflistener.checkpoint import save_checkpoint

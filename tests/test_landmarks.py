@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_face import poses, see, template
+from synthetic_face import see, template
 
 from difflistener.errors import UserError
 from difflistener.prepare import face_points as fp

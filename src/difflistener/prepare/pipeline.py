@@ -7,32 +7,24 @@
 A stage whose files stand in the clip with the same settings is skipped. Knows nothing of brains and bodies.
 """
 
-import math
 import os
 import shutil
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from difflistener.basis import LandmarkBasis, fit_basis
-from difflistener.clip import Clip, MaskWriter, replacing, sha256
+from difflistener.clip import Clip, MaskWriter, sha256
 from difflistener.errors import UserError
 from difflistener.media import VideoWriter, load_audio, num_frames, probe, read_frames
-from difflistener.motion import FLAME_BASES, FPS, NUM_EXPRESSION, NUM_MOTION, fill_gaps, runs
+from difflistener.motion import FPS, NUM_MOTION, fill_gaps, runs
 from difflistener.prepare.config import FitBasis, Prepare
+from difflistener.prepare.sources import Crop, Source, choose_crop, find_sources, read_motion
 from difflistener.progress import progress
 
-CROP_FACES = 2.6
-"""Side of the stored picture in heights of the face: head, hair and shoulders."""
-NEARLY_ALL = 0.9
-"""A crop that keeps this much of the picture's shorter side keeps all of it."""
-MIN_SIZE = 64
 VIDEO_CRF = 8
 """Nearly lossless: the stored video is what a body learns from."""
 SAMPLES_PER_FRAME = 640
@@ -41,59 +33,14 @@ TRACK_FILES = {"speaker": ("expression.npy", "rotation.npy", "eyes.npy", "transl
 """What the motion stage makes of each role."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where one role's pictures or sound come from."""
-
-    role: str
-    path: Path
-    side: str | None
-    start: float
-    has_video: bool
-
-    def frames(self, count: int) -> Iterator[np.ndarray]:
-        """At most `count` pictures [H, W, 3] uint8 at 25 fps."""
-        for index, frame in enumerate(read_frames(self.path, self.start)):
-            if index == count:
-                return
-            half = frame.shape[1] // 2
-            yield {None: frame, "left": frame[:, :half], "right": frame[:, -half:]}[self.side]
-
-    def settings(self, count: int) -> dict:
-        return {"source": self.path.name, "sha256": sha256(self.path), "side": self.side, "start": self.start, "frames": count}
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A square of the source picture, and the side it is stored at."""
-
-    left: int
-    top: int
-    side: int
-    size: int
-
-    def __call__(self, frame: np.ndarray) -> np.ndarray:
-        import cv2
-
-        part = frame[self.top : self.top + self.side, self.left : self.left + self.side]
-        if self.size == self.side:
-            return np.ascontiguousarray(part)
-        return cv2.resize(part, (self.size, self.size), interpolation=cv2.INTER_AREA)
-
-    def landmarks(self, points: np.ndarray) -> np.ndarray:
-        """Landmarks [T, 478, 3] in source pixels -> pixels of the stored picture."""
-        scale = self.size / self.side
-        return ((points - [self.left, self.top, 0]) * scale).astype(np.float32)
-
-
 def prepare(config: Prepare) -> dict:
     """Make the clip and return what it holds."""
     sources, planned = find_sources(config)
     basis = LandmarkBasis.load(config.basis) if config.basis else None
     encoders = [_encoder(name, config) for name in config.audio]
     if not config.resume and any(source.role == "speaker" for source in sources):
-        for encoder in encoders:
-            encoder.dim  # Loads its weights: that they are missing is said before hours of tracking.
+        # Asking for the width loads the weights: that they are missing is said before hours of tracking.
+        assert all(encoder.dim > 0 for encoder in encoders)
     if basis and config.listener_motion:
         warnings.warn("--basis is ignored: stored motion is in the basis that --motion-basis names.", stacklevel=2)
     with output_clip(config) as clip:
@@ -122,81 +69,6 @@ def prepare(config: Prepare) -> dict:
         if clip.has("listener", "camera.json"):
             summary["reprojection_px"] = clip.read_json("listener", "camera.json")["reprojection_px"]
     return summary
-
-
-# ------------------------------------------------------------------------------------------------ what was given
-
-
-def find_sources(config: Prepare) -> tuple[list[Source], int]:
-    """The sources that the settings name, checked, and the number of frames that all of them have."""
-    if config.dyad is not None:
-        if config.speaker or config.listener or config.listener_motion:
-            raise UserError("--dyad shows both people; --speaker, --listener and --listener-motion do not go with it.", "Leave them out.")
-        if config.speaker_side is None:
-            raise UserError("--dyad needs --speaker-side.", "Say which half shows the speaker: --speaker-side left or right.")
-        other = {"left": "right", "right": "left"}[config.speaker_side]
-        given = [("speaker", config.dyad, config.speaker_side), ("listener", config.dyad, other)]
-    else:
-        if config.speaker_side is not None:
-            raise UserError("--speaker-side goes with --dyad.", "Give the split-screen video as --dyad.")
-        if config.listener and config.listener_motion:
-            raise UserError("--listener and --listener-motion are both given.", "Give one of them.")
-        given = [("speaker", config.speaker, None), ("listener", config.listener, None)]
-    given = [(role, path, side) for role, path, side in given if path is not None]
-    if not given and config.listener_motion is None:
-        raise UserError("Neither a speaker nor a listener is given.", "Give --speaker and --listener, or --dyad with --speaker-side.")
-    if config.size < MIN_SIZE:
-        raise UserError(f"--size is {config.size}.", f"Choose at least {MIN_SIZE} pixels.")
-    if not (math.isfinite(config.start) and config.start >= 0):
-        raise UserError(f"--start is {config.start:g}.", "Give a number of seconds from 0 up.")
-    if config.duration is not None and not (math.isfinite(config.duration) and num_frames(config.duration) >= 1):
-        raise UserError(f"--duration is {config.duration:g}.", f"Give a number of seconds, at least one frame ({1 / FPS} s).")
-    if not 0 <= config.holdout < 1:
-        raise UserError(f"--holdout is {config.holdout:g}.", "Give a share from 0 up to, but not including, 1.")
-    sources, counts = [], []
-    for role, path, side in given:
-        info = probe(path)
-        if role == "speaker" and not info.has_audio:
-            raise UserError(f"{path} has no sound; a listener reacts to what the speaker says.", "Give --speaker a file with sound.")
-        if role == "listener" and not info.has_video:
-            raise UserError(f"{path} has no pictures.", "Give --listener a video.")
-        sources.append(Source(role, path, side, config.start, info.has_video and config.listener_motion is None))
-        counts.append(num_frames(info.duration_s - config.start))
-        if counts[-1] < 1:
-            raise UserError(f"{path} ends at {info.duration_s:.2f} s, before --start {config.start:g}.", "Choose an earlier --start.")
-    if config.duration is not None:
-        counts.append(num_frames(config.duration))
-    if config.listener_motion is not None:
-        counts.append(len(_read_motion(config)[0]))
-    return sources, min(counts)
-
-
-def _read_motion(config: Prepare) -> tuple[np.ndarray, int]:
-    """Stored motion [T, 56] from --start on, and its length."""
-    path = config.listener_motion
-    remedy = "It should be an .npz with exp [T,50] and pose [T,6] (rotation, jaw) at 25 fps."
-    if config.motion_basis not in FLAME_BASES:
-        raise UserError(f"--motion-basis {config.motion_basis} is not known.", f"Known: {', '.join(FLAME_BASES)}.")
-    if not path.is_file():
-        raise UserError(f"There is no file at {path}.", remedy)
-    try:
-        with np.load(path) as archive:
-            exp, pose = (archive[name].astype(np.float32) for name in ("exp", "pose"))
-    # A lone .npy array is no context manager: TypeError.
-    except (KeyError, ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is not stored motion ({error}).", remedy) from error
-    if exp.ndim != 2 or exp.shape[1] != NUM_EXPRESSION or pose.ndim != 2 or pose.shape[1] != 6:
-        raise UserError(f"{path} holds exp {list(exp.shape)} and pose {list(pose.shape)}.", remedy)
-    if len(exp) != len(pose):
-        raise UserError(f"{path} has {len(exp)} rows of exp and {len(pose)} of pose.", "Both must have the same T.")
-    motion = np.concatenate([exp, pose], 1)
-    bad = ~np.isfinite(motion).all(1)
-    if bad.any():
-        raise UserError(f"{path} is not finite at frame {int(np.flatnonzero(bad)[0])}.", "Repair or cut the track.")
-    first = num_frames(config.start)
-    if first >= len(motion):
-        raise UserError(f"{path} ends at {len(motion) / FPS:.2f} s, before --start {config.start:g}.", "Choose an earlier --start.")
-    return motion[first:], len(motion) - first
 
 
 @contextmanager
@@ -232,7 +104,7 @@ def output_clip(config: Prepare) -> Iterator[Clip]:
 
 
 def _store_motion(clip: Clip, config: Prepare, count: int) -> None:
-    motion, _ = _read_motion(config)
+    motion, _ = read_motion(config)
     settings = {"source": config.listener_motion.name, "sha256": sha256(config.listener_motion), "start": config.start, "frames": count}
     clip.set(num_frames=count, num_train_frames=_num_train(count, config), basis=config.motion_basis)
     if all(clip.is_current("listener", name, settings) for name in ("motion.npy", "valid.npy")):
@@ -270,25 +142,6 @@ def _warn_of_gaps(source: Source, valid: np.ndarray) -> None:
     if missing:
         spans = ", ".join(f"{a / FPS:.2f}-{b / FPS:.2f} s" for a, b in missing[:6]) + (" and more" if len(missing) > 6 else "")
         warnings.warn(f"{source.path.name}: no face in {int((~valid).sum())} of {len(valid)} frames ({spans}); they are marked invalid.", stacklevel=2)
-
-
-def choose_crop(points: np.ndarray, width: int, height: int, size: int) -> Crop:
-    """The square of the source that shows the head with its shoulders over the whole clip.
-
-    Args:
-        points: tracked landmarks [T, 478, 3] in source pixels.
-        width, height: of the source picture.
-        size: longest side to store.
-    """
-    low, high = np.percentile(points[..., :2].min(1), 2, 0), np.percentile(points[..., :2].max(1), 98, 0)
-    face = np.median(np.ptp(points[..., 1], axis=1))
-    side = int(min(max(CROP_FACES * face, 1.5 * (high - low).max()), height, width))
-    if side > NEARLY_ALL * min(height, width):
-        side = min(height, width)
-    centre = (low + high) / 2 + [0, 0.1 * face]
-    left = int(np.clip(round(centre[0] - side / 2), 0, width - side))
-    top = int(np.clip(round(centre[1] - side / 2), 0, height - side))
-    return Crop(left, top, side, min(side, size) // 2 * 2)
 
 
 def _settle_length(clip: Clip, planned: int) -> None:

@@ -90,7 +90,7 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colors, w2c, K, width, height, absgrad):
         tensors = [t.detach().to(torch.float32).contiguous() for t in (means, quats, scales, opacities, colors, w2c, K)]
-        batch, count = len(w2c), means.shape[1]
+        batch = len(w2c)
         rgb = torch.empty(batch, height, width, 3)
         alpha = torch.empty(batch, height, width, 1)
         kept = ctypes.c_void_p()
