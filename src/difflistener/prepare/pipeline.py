@@ -392,11 +392,13 @@ def track_speaker(video: Path, basis: LandmarkBasis) -> np.ndarray:
     """Expression codes [T, 50] of the face in a video, in `basis`, as `prepare` would store them."""
     from difflistener.prepare.landmarks import track_landmarks
     from difflistener.prepare.expression import encode
+    from difflistener.prepare.flow import refine_with_flow
     from difflistener.prepare.pose import fit_head
 
     info = probe(video)
     frames = (frame for frame, _ in progress(read_frames(video), "track speaker", total=num_frames(info.duration_s)))
     points, valid = track_landmarks(frames, str(video))
     points = fill_gaps(points, valid)
-    track = fit_head(points, valid, info.width, info.height)
+    frames = (frame for frame, _ in progress(read_frames(video), "follow speaker", total=len(points)))
+    track = refine_with_flow(frames, fit_head(points, valid, info.width, info.height), points, valid)
     return fill_gaps(encode(track, points, valid, basis), valid)
