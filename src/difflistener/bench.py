@@ -40,6 +40,7 @@ def bench(config: Bench) -> dict:
     import torch
 
     from difflistener.body.model import Body
+    from difflistener.device import resolve_device
     from difflistener.errors import UserError
     from difflistener.media import VideoWriter
     from difflistener.synthesize import render_motion
@@ -47,9 +48,7 @@ def bench(config: Bench) -> dict:
     for name in ("frames", "size", "gaussians"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} is {getattr(config, name)}.", "Ask for at least one.")
-    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda was asked for, but torch sees no CUDA GPU here.", "Use --device cpu, or see: difflistener doctor")
+    device = resolve_device(config.device)
     body = Body.from_pretrained(config.body_checkpoint, device) if config.body_checkpoint else synthetic_body(config.gaussians, config.size).to(device)
     brain = None
     if config.brain_checkpoint:

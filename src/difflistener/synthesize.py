@@ -54,18 +54,15 @@ def synthesize(config: Synthesis) -> dict:
     """Write the video (or videos) and return their paths, frames and speed."""
     import time
 
-    import torch
-
     from difflistener.body.model import Body
     from difflistener.brain.model import Brain
     from difflistener.clip import Clip, replacing
+    from difflistener.device import resolve_device
     from difflistener.media import VideoWriter
     from difflistener.progress import progress
 
     outputs = _outputs(config)
-    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda was asked for, but torch sees no CUDA GPU here.", "Use --device cpu, or see: difflistener doctor")
+    device = resolve_device(config.device)
     brain = Brain.from_pretrained(config.brain_checkpoint, device)
     body = Body.from_pretrained(config.body_checkpoint, device)
     require_same_basis(brain.config.basis, body.config.basis, str(config.brain_checkpoint), str(config.body_checkpoint))

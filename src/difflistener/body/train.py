@@ -28,6 +28,7 @@ from difflistener.checkpoint import (
     save_training_state,
 )
 from difflistener.clip import MASK_LABELS, Clip, replacing
+from difflistener.device import resolve_device
 from difflistener.errors import UserError
 from difflistener.metrics.image import psnr, ssim
 from difflistener.motion import EXPRESSION, ROTATION
@@ -49,9 +50,7 @@ FADING = ("means",)
 
 def resolve(config: BodyTraining, longest: int) -> BodyTraining:
     """`config` with every default filled in. `longest` is the longer side of the clip's pictures."""
-    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda was asked for, but torch sees no CUDA GPU here.", "Use --device cpu, or see: difflistener doctor")
+    device = resolve_device(config.device)
     resolution = min(config.resolution or (longest if device == "cuda" else 256), longest)
     return dataclasses.replace(
         config, device=device, resolution=resolution,

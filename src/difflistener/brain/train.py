@@ -25,6 +25,7 @@ from difflistener.checkpoint import (
 )
 from difflistener.clip import Clip, replacing
 from difflistener.dataset import Batch, Pair, Windows, holdout_spans, load_pairs, statistics
+from difflistener.device import resolve_device
 from difflistener.errors import UserError
 from difflistener.progress import progress
 
@@ -69,7 +70,7 @@ class Trainer:
 
     def __init__(self, pairs: list[Pair], config: BrainTraining):
         self.config, self.out, self.pairs = config, config.out, pairs
-        self.device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = resolve_device(config.device)
         holdout = 0.0 if config.overfit else config.holdout
         spans, held = holdout_spans(pairs, holdout)
         shape = (config.block, config.history, config.context)
@@ -277,12 +278,11 @@ def _check(config: BrainTraining) -> None:
         raise UserError(f"--seed is {config.seed}.", "Give a number from 0 up.")
     if not 0 <= config.holdout < 1:
         raise UserError(f"--holdout is {config.holdout}.", "Give a share from 0 up to, but not including, 1.")
+    resolve_device(config.device)
     if config.context < config.block:
         raise UserError(f"A context of {config.context} frames does not hold a block of {config.block}.", "Give a larger --context.")
     if config.overfit and len(config.clips) != 1:
         raise UserError(f"--overfit learns one clip by heart; {len(config.clips)} were given.", "Name one clip.")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda was asked for, but torch sees no CUDA GPU here.", "Use --device cpu, or see: difflistener doctor")
 
 
 def _recipe(config: BrainTraining) -> dict[str, Any]:
