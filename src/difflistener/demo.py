@@ -13,9 +13,6 @@ from pathlib import Path
 
 from difflistener.errors import UserError
 
-MIN_SIZE = 64
-"""Smallest picture that `prepare` stores."""
-
 
 @dataclass(frozen=True)
 class Demo:
@@ -90,6 +87,8 @@ class _Parts:
     """
 
     def __init__(self, config: Demo):
+        from difflistener.prepare.sources import MIN_SIZE
+
         self.out, self.marker = config.out, config.out / "demo.json"
         settings = {name: getattr(config, name) for name in ("seconds", "size", "seed", "body_steps", "brain_steps")}
         if config.overwrite and config.resume:

@@ -109,8 +109,7 @@ def speaker_features(audio: Path, visual: Path | None, brain):
     """
     import torch
 
-    from difflistener.media import load_audio
-    from difflistener.motion import FPS
+    from difflistener.media import SAMPLES_PER_FRAME, load_audio
     from difflistener.prepare.audio import encoder_from_settings
 
     stored = audio.suffix == ".npy"
@@ -118,7 +117,7 @@ def speaker_features(audio: Path, visual: Path | None, brain):
         features = load_stored(audio, brain.config.audio_dim, f"audio features of {brain.config.audio}")
     else:
         samples = load_audio(audio)
-        count = max(1, len(samples) * FPS // 16_000)
+        count = max(1, len(samples) // SAMPLES_PER_FRAME)
         features = encoder_from_settings(brain.config.audio, brain.config.audio_settings).encode(samples, count)
     expression = None
     if visual is not None and visual.suffix == ".npy":

@@ -76,13 +76,14 @@ class Body(nn.Module):
         Returns:
             Pictures [B, H, W, 3] over the background, about 0..1, and coverage [B, H, W, 1].
         """
-        followed_translation, followed_torso = self.follow(motion[:, ROTATION])
-        translation = followed_translation if translation is None else translation
-        torso = followed_torso if torso is None else torso
+        if translation is None or torso is None:
+            followed_translation, followed_torso = self.follow(motion[:, ROTATION])
+            translation = followed_translation if translation is None else translation
+            torso = followed_torso if torso is None else torso
         means, quats, opacities, colors = self.pose(motion, translation, torso)
-        batch, count = opacities.shape
+        batch = len(motion)
         rgb, alpha = rasterize(
-            means, quats, self.log_scales.exp().expand(batch, count, 3), opacities, colors,
+            means, quats, self.log_scales.exp()[None], opacities, colors,
             torch.eye(4, device=self.device).expand(batch, 4, 4), self.K.expand(batch, 3, 3),
             self.config.width, self.config.height,
         )

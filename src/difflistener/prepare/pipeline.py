@@ -19,7 +19,7 @@ import numpy as np
 from difflistener.basis import LandmarkBasis, fit_basis
 from difflistener.clip import Clip, MaskWriter, sha256
 from difflistener.errors import UserError
-from difflistener.media import VideoWriter, load_audio, num_frames, probe, read_frames
+from difflistener.media import SAMPLE_RATE, SAMPLES_PER_FRAME, VideoWriter, load_audio, num_frames, probe, read_frames
 from difflistener.motion import FPS, NUM_MOTION, fill_gaps, runs
 from difflistener.prepare.config import FitBasis, Prepare
 from difflistener.prepare.sources import Crop, Source, choose_crop, find_sources, read_motion
@@ -27,7 +27,6 @@ from difflistener.progress import progress
 
 VIDEO_CRF = 8
 """Nearly lossless: the stored video is what a body learns from."""
-SAMPLES_PER_FRAME = 640
 TRACK_FILES = {"speaker": ("expression.npy", "rotation.npy", "eyes.npy", "translation.npy", "camera.json"),
                "listener": ("motion.npy", "eyes.npy", "translation.npy", "camera.json")}
 """What the motion stage makes of each role."""
@@ -304,7 +303,7 @@ def _write_wav(path: Path, samples: np.ndarray) -> None:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(16_000)
+        file.setframerate(SAMPLE_RATE)
         file.writeframes((np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes())
 
 
