@@ -86,7 +86,7 @@ def test_bad_input_is_two_lines_and_leaves_nothing(case, inputs, tmp_path, monke
     monkeypatch.chdir(inputs)
     if "wav2vec2" in arguments:
         # The environment variable is read at import only, and another test may have imported it.
-        monkeypatch.setattr(pytest.importorskip("huggingface_hub").constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
     out = tmp_path / "clip"
     assert message in fails(capsys, "prepare", *arguments.split(), "--out", out)
     assert list(tmp_path.iterdir()) == []
