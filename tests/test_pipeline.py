@@ -54,7 +54,7 @@ BAD = {
     "start nan": ("--listener listener.mp4 --start nan", "--start is nan"),
     "duration 0": ("--listener listener.mp4 --duration 0", "--duration is 0"),
     "duration nan": ("--listener listener.mp4 --duration nan", "--duration is nan"),
-    "holdout": ("--listener listener.mp4 --holdout 2", "--holdout is 2"),
+    "test frames": ("--listener listener.mp4 --test-frames 9 9", "--test-frames 9 9 is no block"),
     "size": ("--listener listener.mp4 --size 8", "--size is 8"),
     "too short": ("--listener listener.mp4 --duration 0.4", "9 tracked frames"),
     "no basis": ("--listener listener.mp4 --basis missing", "no basis at missing"),

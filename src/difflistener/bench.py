@@ -110,10 +110,11 @@ def synthetic_body(gaussians: int, size: int):
     """A head-like body: an ellipsoid over shoulders that covers about half of the picture."""
     import torch
 
-    from difflistener.body.model import Body, BodyConfig
+    from difflistener.body.linear import LinearBody
+    from difflistener.body.model import BodyConfig
 
     generator = torch.Generator().manual_seed(0)
-    body = Body(BodyConfig("landmark:synthetic", size, size, gaussians))
+    body = LinearBody(BodyConfig("landmark:synthetic", size, size, gaussians))
     direction = torch.randn(gaussians, 3, generator=generator)
     direction = direction / direction.norm(dim=1, keepdim=True)
     is_torso = torch.arange(gaussians) % 4 == 0

@@ -26,7 +26,7 @@ import numpy as np
 from difflistener.errors import UserError
 from difflistener.motion import FPS, NUM_EXPRESSION, NUM_EYES, NUM_MOTION, Motion, check_finite
 
-FORMAT = 1
+FORMAT = 2
 ROLES = ("speaker", "listener")
 COLUMNS = {"motion": (NUM_MOTION,), "expression": (NUM_EXPRESSION,), "eyes": (NUM_EYES,), "translation": (3,),
            "torso": (3,), "valid": (), "landmarks": (478, 3)}
@@ -136,6 +136,12 @@ class Clip:
             return json.loads(path.read_text())
         except (ValueError, OSError) as error:
             raise UserError(f"{path} is damaged ({error}).", AGAIN) from error
+
+    def is_test(self) -> np.ndarray:
+        """Which frames [T] nothing is fitted on: the block `test_frames` (first, end) of clip.json."""
+        first, end = self.meta["test_frames"]
+        frame = np.arange(self.num_frames)
+        return (frame >= first) & (frame < end)
 
     def motion(self) -> Motion:
         """The listener's motion, whole."""

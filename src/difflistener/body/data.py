@@ -24,7 +24,7 @@ SILHOUETTE_MARGIN = 15 / 512
 
 
 NEEDED = ("video.mp4", "mask.npz", "background.png", "camera.json", "motion.npy", "valid.npy", "translation.npy", "torso.npy",
-          "landmarks.npy")
+          "eyes.npy", "landmarks.npy")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class BodyData:
     motion: torch.Tensor  # [T, 56]
     translation: torch.Tensor  # [T, 3]
     torso: torch.Tensor  # [T, 3]
+    eyes: torch.Tensor  # [T, 4]
     landmarks: np.ndarray  # [T, 478, 3] pixels of the clip's video
     valid: np.ndarray  # [T] bool
     train: np.ndarray  # indices of frames to learn from
@@ -51,6 +52,10 @@ class BodyData:
     def picture(self, index) -> torch.Tensor:
         """Frames [B, H, W, 3], 0..1."""
         return torch.from_numpy(self.frames[index].astype(np.float32) / 255)
+
+    def inputs(self, index, device: str) -> tuple[torch.Tensor, ...]:
+        """Motion, translation, torso and eyes of some frames, as a body takes them."""
+        return tuple(tracked[index].to(device) for tracked in (self.motion, self.translation, self.torso, self.eyes))
 
     def reference(self, rotation_matrix: np.ndarray, index: int, labels: np.ndarray) -> Reference:
         return Reference(self.frames[index].astype(np.float32) / 255, labels, rotation_matrix,
@@ -71,8 +76,8 @@ def check_clip(clip: Clip) -> None:
 def _split(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the tracked frames to learn from and of those held out."""
     indices = np.flatnonzero(clip.read("listener", "valid"))
-    num_train = clip.meta["num_train_frames"]
-    return indices[indices < num_train], indices[indices >= num_train]
+    held_out = clip.is_test()[indices]
+    return indices[~held_out], indices[held_out]
 
 
 def load_body_data(clip: Clip, resolution: int | None, cache: Path) -> tuple[BodyData, np.ndarray]:
@@ -96,6 +101,7 @@ def load_body_data(clip: Clip, resolution: int | None, cache: Path) -> tuple[Bod
     torso = np.array(clip.read("listener", "torso"))
     return BodyData(
         frames, outside, torch.from_numpy(motion.values), torch.from_numpy(motion.translation), torch.from_numpy(torso),
+        torch.from_numpy(motion.eyes),
         np.array(clip.read("listener", "landmarks")), motion.valid, train, test,
         _background(clip, size), K, np.array(camera["template"]), LandmarkBasis.load(clip.path),
     ), labels

@@ -1,4 +1,4 @@
-"""A person's head as 3D Gaussians: 56 motion numbers a frame in, pictures out.
+"""A person's head as 3D Gaussians: 56 motion numbers a frame in, pictures out. What every kind of body shares.
 
 Everything is rendered, neck and torso too, over one still background plate, because a generated listener has no
 filmed torso to paste. Knows nothing of speakers, brains or video files.
@@ -6,17 +6,22 @@ Axes: B frames, N Gaussians, D = 56 motion; camera space in inter-ocular distanc
 """
 
 import dataclasses
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from difflistener.body.deformation import LinearDeformation
-from difflistener.body.geometry import matrix_from_axis_angle, multiply, quaternion_from_axis_angle
+from difflistener.body.geometry import matrix_from_axis_angle
 from difflistener.body.raster import rasterize
 from difflistener.checkpoint import config_from_dict, load_checkpoint, load_tensors_into, save_checkpoint
-from difflistener.motion import ROTATION
+from difflistener.errors import UserError
+from difflistener.motion import EXPRESSION, NUM_EXPRESSION, NUM_EYES, ROTATION
+
+DEFORMATIONS = {"linear": "difflistener.body.linear:LinearBody", "triplane": "difflistener.body.triplane:TriplaneBody"}
+"""What config.json calls a way to move Gaussians -> its class."""
 
 
 @dataclass(frozen=True)
@@ -37,80 +42,75 @@ class BodyConfig:
     """How motion numbers move the Gaussians."""
 
 
+class Gaussians(NamedTuple):
+    """Posed Gaussians in camera space."""
+
+    means: torch.Tensor  # [B, N, 3]
+    quats: torch.Tensor  # [B, N, 4] wxyz, of any length
+    scales: torch.Tensor  # [B or 1, N, 3]
+    opacities: torch.Tensor  # [B, N] 0..1
+    colors: torch.Tensor  # [B, N, 3] about 0..1
+
+
 class Body(nn.Module):
-    """The head. `forward` gives pictures, `follow` the translation and torso of motion that nobody tracked."""
+    """The head. `forward` gives pictures, `follow` what goes with motion that nobody tracked.
+
+    A kind of body says in `gaussians` how motion places its Gaussians.
+    """
+
+    config_class = BodyConfig
 
     def __init__(self, config: BodyConfig):
         super().__init__()
         self.config = config
-        count = config.num_gaussians
-        self.means = nn.Parameter(torch.zeros(count, 3))
-        self.log_scales = nn.Parameter(torch.zeros(count, 3))
-        self.quats = nn.Parameter(torch.tensor([1.0, 0, 0, 0]).repeat(count, 1))
-        self.opacity_logits = nn.Parameter(torch.zeros(count))
-        self.colors = nn.Parameter(torch.zeros(count, 3))
-        self.rigid_logits = nn.Parameter(torch.zeros(count))
-        self.deformation = LinearDeformation(count, config.num_bases)
-        self.register_buffer("group", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("K", torch.eye(3))
         self.register_buffer("background", torch.zeros(config.height, config.width, 3))
         self.register_buffer("reference_rotation", torch.zeros(3))
         self.register_buffer("reference_translation", torch.tensor([0.0, 0.0, 10.0]))
         self.register_buffer("neck", torch.zeros(2, 3))
         self.register_buffer("torso_map", torch.zeros(4, 3))
+        self.register_buffer("eye_map", torch.zeros(NUM_EXPRESSION + 1, NUM_EYES))
 
     @property
     def device(self) -> torch.device:
-        return self.means.device
+        return self.K.device
 
     def forward(
-        self, motion: torch.Tensor, translation: torch.Tensor | None = None, torso: torch.Tensor | None = None
+        self, motion: torch.Tensor, translation: torch.Tensor | None = None, torso: torch.Tensor | None = None,
+        eyes: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Render motion.
 
         Args:
             motion: [B, 56], unnormalised, in the body's basis.
-            translation: tracked head position [B, 3] in camera space; None follows from the rotation.
+            translation: tracked head position [B, 3] in camera space.
             torso: tracked torso motion [B, 3]: shift right and down in picture widths, turn in radians.
+            eyes: tracked [B, 4], see `Motion.eyes`. What is None follows from the motion.
 
         Returns:
             Pictures [B, H, W, 3] over the background, about 0..1, and coverage [B, H, W, 1].
         """
-        if translation is None or torso is None:
-            followed_translation, followed_torso = self.follow(motion[:, ROTATION])
-            translation = followed_translation if translation is None else translation
-            torso = followed_torso if torso is None else torso
-        means, quats, opacities, colors = self.pose(motion, translation, torso)
-        batch = len(motion)
-        rgb, alpha = rasterize(
-            means, quats, self.log_scales.exp()[None], opacities, colors,
-            torch.eye(4, device=self.device).expand(batch, 4, 4), self.K.expand(batch, 3, 3),
-            self.config.width, self.config.height,
-        )
+        rgb, alpha = self.draw(self.gaussians(motion, *self.fill(motion, translation, torso, eyes)))
         return rgb + (1 - alpha) * self.background, alpha
 
-    def pose(self, motion, translation, torso):
-        """Camera-space means [B, N, 3], quaternions [B, N, 4], opacities [B, N] and colours [B, N, 3]."""
-        move, fade, tint = self.deformation(motion)
-        local = self.means + move
+    def fill(self, motion, translation=None, torso=None, eyes=None) -> list[torch.Tensor]:
+        """Translation, torso and eyes, with what is None predicted from the motion."""
+        given = (translation, torso, eyes)
+        if all(values is not None for values in given):
+            return list(given)
+        return [followed if values is None else values for values, followed in zip(given, self.follow(motion))]
 
-        head = matrix_from_axis_angle(motion[:, ROTATION])
-        shoulder = matrix_from_axis_angle(self.reference_rotation)
-        shift, turn = self.torso_transform(torso)
-        torso_rotation = turn @ shoulder
-        torso_translation = (turn @ self.reference_translation) + shift
-        rigid = torch.sigmoid(self.rigid_logits)
-        with_head = local @ head.transpose(1, 2) + translation[:, None]
-        with_torso = local @ torso_rotation.transpose(1, 2) + torso_translation[:, None]
-        means = torch.lerp(with_torso, with_head, rigid[:, None])
+    def gaussians(self, motion, translation, torso, eyes) -> Gaussians:
+        """All Gaussians of the body, posed; arguments as in `forward`, none of them None."""
+        raise NotImplementedError
 
-        roll = torch.stack([torch.zeros_like(torso[:, 2]), torch.zeros_like(torso[:, 2]), torso[:, 2]], -1)
-        head_quat = quaternion_from_axis_angle(motion[:, ROTATION])
-        torso_quat = multiply(quaternion_from_axis_angle(roll), quaternion_from_axis_angle(self.reference_rotation))
-        torso_quat = torso_quat * torch.where((head_quat * torso_quat).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-        blended = torch.lerp(torso_quat[:, None], head_quat[:, None], rigid[:, None])
-        quats = multiply(blended, self.quats)
-        return means, quats, torch.sigmoid(self.opacity_logits + fade), self.colors + tint
+    def draw(self, gaussians: Gaussians) -> tuple[torch.Tensor, torch.Tensor]:
+        """Colour [B, H, W, 3], premultiplied, and coverage [B, H, W, 1] of posed Gaussians."""
+        batch = len(gaussians.means)
+        return rasterize(
+            *gaussians, torch.eye(4, device=self.device).expand(batch, 4, 4), self.K.expand(batch, 3, 3),
+            self.config.width, self.config.height,
+        )
 
     def torso_transform(self, torso: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Camera-space shift [B, 3] and turn about the optical axis [B, 3, 3] of torso numbers [B, 3].
@@ -123,19 +123,22 @@ class Body(nn.Module):
         turn = matrix_from_axis_angle(torch.stack([zero, zero, torso[:, 2]], -1))
         return shift * self.config.width * depth, turn
 
-    def follow(self, rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Translation [B, 3] and torso motion [B, 3] that go with a head rotation [B, 3].
+    def follow(self, motion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Translation [B, 3], torso motion [B, 3] and eyes [B, 4] that go with motion [B, 56].
 
-        The head turns about a fitted neck pivot; the torso follows the rotation linearly.
+        The head turns about a fitted neck pivot; torso and eyes are linear in the rotation and in the expression.
         """
+        rotation = motion[:, ROTATION]
         pivot_camera, pivot_head = self.neck
         translation = pivot_camera - matrix_from_axis_angle(rotation) @ pivot_head
         torso = rotation @ self.torso_map[:3] + self.torso_map[3]
-        return translation, torso
+        eyes = motion[:, EXPRESSION] @ self.eye_map[:NUM_EXPRESSION] + self.eye_map[NUM_EXPRESSION]
+        return translation, torso, eyes
 
     @torch.no_grad()
-    def fit_follow(self, rotation: torch.Tensor, translation: torch.Tensor, torso: torch.Tensor) -> None:
-        """Fit the neck pivot and the torso's answer to tracked motion [T, 3] each, by ridge regression."""
+    def fit_follow(self, motion: torch.Tensor, translation: torch.Tensor, torso: torch.Tensor, eyes: torch.Tensor) -> None:
+        """Fit what `follow` predicts to tracked motion [T, 56], [T, 3], [T, 3] and [T, 4], by ridge regression."""
+        rotation = motion[:, ROTATION]
         matrices = matrix_from_axis_angle(rotation).double()
         eye = torch.eye(3, dtype=torch.float64, device=rotation.device).expand_as(matrices)
         rows = torch.cat([eye, -matrices], 2).reshape(-1, 6)
@@ -144,30 +147,49 @@ class Body(nn.Module):
         stiffness = 1e-3 * len(rotation) * torch.diag(torch.tensor([0, 0, 0, 1.0, 1, 1], dtype=torch.float64, device=rotation.device))
         solution = prior + torch.linalg.solve(rows.T @ rows + stiffness, rows.T @ residual)
         self.neck.copy_(solution.reshape(2, 3))
-        centre = rotation.mean(0)
-        turned = (rotation - centre).double()
-        gram = turned.T @ turned + 1e-3 * len(rotation) * torch.eye(3, dtype=torch.float64, device=rotation.device)
-        slope = torch.linalg.solve(gram, turned.T @ (torso - torso.mean(0)).double()).float()
-        self.torso_map.copy_(torch.cat([slope, (torso.mean(0) - centre @ slope)[None]]))
+        self.torso_map.copy_(_ridge(rotation, torso, 1e-3))
+        self.eye_map.copy_(_ridge(motion[:, EXPRESSION], eyes, 1e-2))
 
     @torch.no_grad()
-    def render(self, motion: torch.Tensor, translation=None, torso=None) -> torch.Tensor:
+    def render(self, motion: torch.Tensor, translation=None, torso=None, eyes=None) -> torch.Tensor:
         """Pictures [B, H, W, 3] uint8 on the CPU; arguments as in `forward`."""
-        pictures, _ = self(motion, translation, torso)
+        pictures, _ = self(motion, translation, torso, eyes)
         return (pictures.clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu()
 
     def save_pretrained(self, directory: Path, training: dict | None = None, provenance: str = "") -> None:
         """Write the checkpoint folder. `training` is its summary, `provenance` the lines for the model card."""
-        save_checkpoint(directory, f"body.{self.config.deformation}", dataclasses.asdict(self.config), self.state_dict(),
+        tensors = {name: tensor.half() if name.startswith(self.compact) else tensor for name, tensor in self.state_dict().items()}
+        tensors["background"] = (self.background.clamp(0, 1) * 255).round().to(torch.uint8)
+        save_checkpoint(directory, f"body.{self.config.deformation}", dataclasses.asdict(self.config), tensors,
                         _card(self.config, training or {}, provenance), training)
 
-    @classmethod
-    def from_pretrained(cls, directory: Path, device: str = "cpu") -> "Body":
+    compact: tuple[str, ...] = ()
+    """Beginnings of the names of tensors that are stored in half precision."""
+
+    @staticmethod
+    def from_pretrained(directory: Path, device: str = "cpu") -> "Body":
         """Load a checkpoint folder, ready to render. Raises `UserError` if it is not one of a body."""
         values, tensors = load_checkpoint(directory, "body")
-        body = cls(config_from_dict(BodyConfig, values, Path(directory) / "config.json"))
+        where = Path(directory) / "config.json"
+        deformation = values.get("deformation")
+        if deformation not in DEFORMATIONS:
+            raise UserError(f"{where} names the deformation {deformation!r}.", f"Known ones: {', '.join(DEFORMATIONS)}.")
+        module, name = DEFORMATIONS[deformation].split(":")
+        kind = getattr(importlib.import_module(module), name)
+        body = kind(config_from_dict(kind.config_class, values, where))
+        if "background" in tensors:
+            tensors["background"] = tensors["background"].float() / 255
         load_tensors_into(body, tensors, directory)
         return body.to(device).eval().requires_grad_(False)
+
+
+def _ridge(inputs: torch.Tensor, outputs: torch.Tensor, strength: float) -> torch.Tensor:
+    """Linear map [D + 1, E] from inputs [T, D] to outputs [T, E]; the last row is the constant."""
+    centre = inputs.double().mean(0)
+    moved = inputs.double() - centre
+    gram = moved.T @ moved + strength * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64, device=inputs.device)
+    slope = torch.linalg.solve(gram, moved.T @ (outputs - outputs.mean(0)).double())
+    return torch.cat([slope, (outputs.double().mean(0) - centre @ slope)[None]]).float()
 
 
 def _card(config: BodyConfig, training: dict, provenance: str) -> str:

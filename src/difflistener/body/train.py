@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from difflistener.body.config import BodyTraining
 from difflistener.body.data import BodyData, check_clip, load_body_data
 from difflistener.body.gaussians import neighbour_distance, seed_gaussians
+from difflistener.body.linear import LinearBody
 from difflistener.body.model import Body, BodyConfig
 from difflistener.checkpoint import (
     claim_output,
@@ -110,14 +111,14 @@ def train_body(config: BodyTraining) -> dict:
     return summary
 
 
-def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTraining) -> Body:
+def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTraining) -> LinearBody:
     """A body before its first step: Gaussians seeded from the template and the straightest frame."""
     height, width = data.size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # Layers draw their first weights from the global generator.
-        body = Body(BodyConfig(basis, width, height, config.gaussians, NUM_BASES))
+        body = LinearBody(BodyConfig(basis, width, height, config.gaussians, NUM_BASES))
     train = torch.from_numpy(data.train)
-    motion, translation, torso = data.motion[train], data.translation[train], data.torso[train]
+    motion, translation, torso, eyes = data.motion[train], data.translation[train], data.torso[train], data.eyes[train]
     index = int(data.train[_straightest(motion)])
     rotation = data.motion[index, ROTATION].numpy()
     num_codes = NUM_BASES - 6
@@ -143,7 +144,7 @@ def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTrain
         shift, turn = body.torso_transform(data.torso[index : index + 1])
         body.reference_translation.copy_(data.translation[index])
         body.reference_translation.copy_(turn[0].T @ (data.translation[index] - shift[0]))
-        body.fit_follow(motion[:, ROTATION], translation, torso)
+        body.fit_follow(motion, translation, torso, eyes)
     return body
 
 
@@ -184,8 +185,7 @@ class _Trainer:
             truth, outside = self.frames[where].float() / 255, self.outside[where]
         else:
             truth, outside = self.data.picture(index), torch.from_numpy(self.data.outside[index])
-        motion, translation, torso = (t[index].to(device) for t in (self.data.motion, self.data.translation, self.data.torso))
-        pictures, alpha = self.body(motion, translation, torso)
+        pictures, alpha = self.body(*self.data.inputs(index, device))
         deformation = self.body.deformation
         size = sum((p**2).sum(0).mean() for p in (deformation.position, deformation.opacity, deformation.color))
         loss = (
@@ -216,8 +216,7 @@ class Report:
         return row
 
     def _render(self, body: Body, index: np.ndarray) -> torch.Tensor:
-        inputs = (t[index].to(self.device) for t in (self.data.motion, self.data.translation, self.data.torso))
-        return body.render(*inputs)
+        return body.render(*self.data.inputs(index, self.device))
 
     def _score(self, body: Body) -> dict:
         scores = []

@@ -40,8 +40,8 @@ class Prepare:
     """Hub name or folder of the wav2vec 2.0 model."""
     size: int = 512
     """Longest side of the stored video in pixels; it shows the head with its shoulders."""
-    holdout: float = 0.1
-    """Share of the end of the clip kept out of everything that is fitted (basis, plate, body)."""
+    test_frames: tuple[int, int] | None = None
+    """First frame and end of a block kept out of everything that is fitted (basis, plate, body). Default: the last tenth."""
     resume: bool = False
     """Go on with a clip that was begun, or bring one up to date: finished stages are skipped."""
     overwrite: bool = False

@@ -22,7 +22,7 @@ from difflistener.errors import UserError
 from difflistener.media import SAMPLE_RATE, SAMPLES_PER_FRAME, VideoWriter, load_audio, num_frames, probe, read_frames
 from difflistener.motion import FPS, NUM_MOTION, fill_gaps, runs
 from difflistener.prepare.config import FitBasis, Prepare
-from difflistener.prepare.sources import Crop, Source, choose_crop, find_sources, read_motion
+from difflistener.prepare.sources import Crop, Source, choose_crop, find_sources, read_motion, test_frames
 from difflistener.progress import progress
 
 VIDEO_CRF = 8
@@ -105,16 +105,12 @@ def output_clip(config: Prepare) -> Iterator[Clip]:
 def _store_motion(clip: Clip, config: Prepare, count: int) -> None:
     motion, _ = read_motion(config)
     settings = {"source": config.listener_motion.name, "sha256": sha256(config.listener_motion), "start": config.start, "frames": count}
-    clip.set(num_frames=count, num_train_frames=_num_train(count, config), basis=config.motion_basis)
+    clip.set(num_frames=count, test_frames=test_frames(config, count), basis=config.motion_basis)
     if all(clip.is_current("listener", name, settings) for name in ("motion.npy", "valid.npy")):
         return
     clip.write("listener", "motion", motion[:count], "import", settings)
     clip.write("listener", "valid", np.ones(count, bool), "import", settings)
     _add_licence(clip, f"{config.motion_basis} motion from {config.listener_motion.name}: see the terms of its data set and of FLAME")
-
-
-def _num_train(count: int, config: Prepare) -> int:
-    return max(1, round(count * (1 - config.holdout)))
 
 
 def _landmark_stage(clip: Clip, source: Source, planned: int, config: Prepare) -> None:
@@ -174,22 +170,22 @@ def _motion_stage(clip: Clip, config: Prepare, given: LandmarkBasis | None) -> N
     roles = [role for role in clip.roles() if clip.has(role, "landmarks.npy")]
     if not roles:
         return
-    settings = {"basis": given.id if given else "own", "holdout": config.holdout,
+    settings = {"basis": given.id if given else "own", "test_frames": test_frames(config, clip.num_frames),
                 "landmarks": {role: clip.meta["roles"][role]["landmarks.npy"]["sha256"] for role in roles}}
     has_basis = (clip.path / "basis.safetensors").is_file()
     if has_basis and all(clip.is_current(role, name, settings) for role in roles for name in TRACK_FILES[role]):
         return
-    num_train = _num_train(clip.num_frames, config)
+    clip.set(test_frames=test_frames(config, clip.num_frames))
     tracks = {role: _fit_pose(clip, role) for role in roles}
     basis = given
     if basis is None:
         moved = []
         for role in roles:
             points, valid = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid"))
-            moved.append(displacements(tracks[role], points, valid)[:num_train][valid[:num_train]])
+            moved.append(displacements(tracks[role], points, valid)[valid & ~clip.is_test()])
         basis = fit_basis([m for m in moved if len(m)], landmark_weights())
     basis.save(clip.path / "basis.safetensors")
-    clip.set(basis=basis.id, num_train_frames=num_train)
+    clip.set(basis=basis.id)
     for role in roles:
         points, valid, track = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid")), tracks[role]
         codes = encode(track, points, valid, basis)
@@ -239,11 +235,12 @@ def _mask_stage(clip: Clip, config: Prepare) -> None:
     from difflistener.prepare.masks import PersonSegmenter, Plate, label_frames
     from difflistener.prepare.torso import TorsoTracker
 
-    settings = {"video": clip.meta["roles"]["listener"]["video.mp4"]["sha256"], "holdout": config.holdout}
+    settings = {"video": clip.meta["roles"]["listener"]["video.mp4"]["sha256"], "test_frames": list(clip.meta["test_frames"])}
     names = ("mask.npz", "background.png", "torso.npy")
     if all(clip.is_current("listener", name, settings) for name in names):
         return
     points, valid = np.array(clip.read("listener", "landmarks")), np.array(clip.read("listener", "valid"))
+    shows_plate = valid & ~clip.is_test()
     plate, torso, segmenter = Plate(), TorsoTracker(), PersonSegmenter()
     frames = read_frames(clip.file("listener", "video.mp4"))
     with clip.adding("listener", "mask.npz", "mediapipe selfie segmentation", settings) as temporary:
@@ -252,7 +249,7 @@ def _mask_stage(clip: Clip, config: Prepare) -> None:
         for index, ((frame, labels, person), _) in enumerate(progress(labelled, "mask listener", total=clip.num_frames)):
             writer.write(labels)
             torso.add(frame, labels, points[index] if valid[index] else None)
-            if valid[index] and index < clip.meta["num_train_frames"]:
+            if shows_plate[index]:
                 plate.add(frame, person)
             last = frame
         writer.close()
@@ -378,8 +375,7 @@ def fit_shared_basis(config: FitBasis) -> dict:
             track = HeadTrack(camera["focal"], camera["cx"], camera["cy"], rotation, np.array(clip.read(role, "translation")),
                               np.array(camera["template"]), np.zeros(clip.num_frames, bool), camera["reprojection_px"])
             points, valid = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid"))
-            train = clip.meta["num_train_frames"]
-            moved.append(displacements(track, points, valid)[:train][valid[:train]])
+            moved.append(displacements(track, points, valid)[valid & ~clip.is_test()])
     if not moved:
         raise UserError("None of these clips holds a tracked face.", "Prepare clips from videos first.")
     basis = fit_basis(moved, landmark_weights())

@@ -113,8 +113,6 @@ def find_sources(config: Prepare) -> tuple[list[Source], int]:
         raise UserError(f"--start is {config.start:g}.", "Give a number of seconds from 0 up.")
     if config.duration is not None and not (math.isfinite(config.duration) and num_frames(config.duration) >= 1):
         raise UserError(f"--duration is {config.duration:g}.", f"Give a number of seconds, at least one frame ({1 / FPS} s).")
-    if not 0 <= config.holdout < 1:
-        raise UserError(f"--holdout is {config.holdout:g}.", "Give a share from 0 up to, but not including, 1.")
     sources, counts = [], []
     for role, path, side in given:
         info = probe(path)
@@ -130,7 +128,18 @@ def find_sources(config: Prepare) -> tuple[list[Source], int]:
         counts.append(num_frames(config.duration))
     if config.listener_motion is not None:
         counts.append(len(read_motion(config)[0]))
+    test_frames(config, min(counts))
     return sources, min(counts)
+
+
+def test_frames(config: Prepare, count: int) -> list[int]:
+    """First frame and end of the block of `count` frames that nothing is fitted on."""
+    if config.test_frames is None:
+        return [max(1, round(0.9 * count)), count]
+    first, end = config.test_frames
+    if not 0 <= first < end <= count or end - first == count:
+        raise UserError(f"--test-frames {first} {end} is no block of {count} frames.", "Give its first frame and its end, and leave some to learn from.")
+    return [first, end]
 
 
 def read_motion(config: Prepare) -> tuple[np.ndarray, int]:
