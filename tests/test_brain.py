@@ -152,7 +152,7 @@ def test_wrong_input_is_named(arguments, message):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_save_and_load_generate_the_same(tmp_path, network):
     random = np.random.default_rng(0)
-    basis = LandmarkBasis(*(random.normal(size=shape).astype(np.float32) for shape in ((1434,), (50, 1434), (50,), (478,))))
+    basis = LandmarkBasis(*(random.normal(size=shape).astype(np.float32) for shape in ((1434,), (44, 1434), (44,), (478,), (6,))))
     brain = make_brain(network, uses_face=True, landmark_basis=basis)
     brain.save_pretrained(tmp_path, {"steps": 3})
     again = Brain.from_pretrained(tmp_path)

@@ -142,7 +142,7 @@ def test_wojtek_is_tracked_whole():
     landmarks, valid = track_landmarks(read_frames(path, 0, 2.4), path.name)
     assert valid.all() and len(valid) == 60
     track = refine_with_flow(read_frames(path, 0, 2.4), fit_head(landmarks, valid, 512, 512), landmarks, valid)
-    basis = fit_basis([displacements(track, landmarks, valid)], landmark_weights())
-    codes = encode(track, landmarks, valid, basis)
+    basis = fit_basis([displacements(track, landmarks, valid)], landmark_weights(), [np.zeros((1, 6))])
+    codes = encode(track, landmarks, valid, basis, np.zeros((60, 6)))
     assert track.residual_px < 0.8
     assert reprojection_error(track, landmarks, valid, basis, codes).mean() < 1.5

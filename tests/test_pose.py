@@ -16,6 +16,8 @@ from difflistener.prepare.pose import VIEWING_DISTANCE, displacements, find_cuts
 
 CAMERA = Camera(1100.0, 256.0, 256.0)
 
+STILL = np.zeros((1, 6))
+
 
 def degrees_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.degrees((Rotation.from_rotvec(a) * Rotation.from_rotvec(b).inv()).magnitude())
@@ -209,8 +211,8 @@ def test_codes_keep_blinks_and_reproject():
     valid = np.ones(len(landmarks), bool)
     valid[100:103] = False
     track = fit_head(landmarks, valid, 512, 512, focal=1100.0)
-    basis = fit_basis([displacements(track, landmarks, valid)[valid]], landmark_weights())
-    codes = encode(track, landmarks, valid, basis)
+    basis = fit_basis([displacements(track, landmarks, valid)[valid]], landmark_weights(), [STILL])
+    codes = encode(track, landmarks, valid, basis, STILL.repeat(len(track), 0))
     error = reprojection_error(track, landmarks, valid, basis, codes)
     rest = reprojection_error(track, landmarks, valid, basis, np.zeros_like(codes))
     assert np.isnan(error[~valid]).all() and np.nanmean(error) < 0.5 * np.nanmean(rest) and np.nanmean(error) < 1.5
@@ -226,20 +228,20 @@ def test_codes_of_one_frame_equal_those_of_the_clip():
     _, landmarks = expressive(120)
     valid = np.ones(120, bool)
     track = fit_head(landmarks, valid, 512, 512, focal=1100.0)
-    basis = fit_basis([displacements(track, landmarks, valid)], landmark_weights())
-    whole = encode(track, landmarks, valid, basis, smooth=0)
+    basis = fit_basis([displacements(track, landmarks, valid)], landmark_weights(), [STILL])
+    whole = encode(track, landmarks, valid, basis, STILL.repeat(120, 0), smooth=0)
     one = dataclasses.replace(track, rotation=track.rotation[30:31], translation=track.translation[30:31],
                               cuts=track.cuts[30:31])
-    assert np.allclose(encode(one, landmarks[30:31], valid[30:31], basis, smooth=0)[0], whole[30], atol=1e-4)
+    assert np.allclose(encode(one, landmarks[30:31], valid[30:31], basis, STILL, smooth=0)[0], whole[30], atol=1e-4)
 
 
 def test_encode_inverts_decode():
     _, landmarks = expressive(120)
     valid = np.ones(120, bool)
     track = fit_head(landmarks, valid, 512, 512, focal=1100.0)
-    basis = fit_basis([displacements(track, landmarks, valid)], landmark_weights())
+    basis = fit_basis([displacements(track, landmarks, valid)], landmark_weights(), [STILL])
     codes = np.random.default_rng(0).normal(0, 1, (120, 50)).astype(np.float32)
-    again = encode(track, track.project(track.template + basis.decode(codes)), valid, basis, smooth=0)
+    again = encode(track, track.project(track.template + basis.decode(codes)), valid, basis, STILL.repeat(120, 0), smooth=0)
     assert np.abs(again - codes)[:, :5].mean() < 0.1
     error = reprojection_error(track, track.project(track.template + basis.decode(codes)), valid, basis, again)
     assert error.mean() < 0.3

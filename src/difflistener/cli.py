@@ -21,6 +21,8 @@ VERBS = {
     "basis": ("difflistener.prepare.config:FitBasis", "difflistener.prepare.pipeline:fit_shared_basis", "fit one expression basis on several clips"),
     "train body": ("difflistener.body.config:BodyTraining", "difflistener.body.train:train_body", "clip -> 3D Gaussian head of its listener"),
     "train brain": ("difflistener.brain.config:BrainTraining", "difflistener.brain.train:train_brain", "clips -> model of how listeners move"),
+    "export body": ("difflistener.export:ExportBody", "difflistener.export:export_body", "body -> .ply files for other viewers"),
+    "view": ("difflistener.view:View", "difflistener.view:view", "a body in the browser, with sliders"),
     "synthesize": ("difflistener.synthesize:Synthesis", "difflistener.synthesize:synthesize", "speaker + brain + body -> listener video"),
     "bench": ("difflistener.bench:Bench", "difflistener.bench:bench", "measure speed on this machine"),
 }
@@ -29,6 +31,9 @@ VERBS = {
 OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
                  errno.ENAMETOOLONG)
 """Of an `OSError` that says where output cannot go; any other is our own mistake."""
+
+TWO_WORDS = {verb.split()[0] for verb in VERBS if " " in verb}
+"""Beginnings of the verbs that are two words."""
 
 USAGE = "usage: difflistener VERB [options]      (difflistener VERB --help explains a verb)"
 
@@ -44,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    words = 2 if arguments[0] == "train" else 1
+    words = 2 if arguments[0] in TWO_WORDS else 1
     verb = " ".join(arguments[:words])
     if verb not in VERBS:
         return _unknown(verb, arguments)

@@ -72,7 +72,7 @@ def _run(arguments: list) -> None:
 
     words = [str(argument) for argument in arguments]
     print(f"\n$ difflistener {shlex.join(words)}", file=sys.stderr, flush=True)
-    count = 2 if words[0] == "train" else 1
+    count = 2 if words[0] in cli.TWO_WORDS else 1
     verb = " ".join(words[:count])
     settings, function, _ = VERBS[verb]
     result = load(function)(parse(load(settings), verb, words[count:]))

@@ -15,6 +15,7 @@ class UserError(Exception):
 OPTIONAL_PACKAGES = {
     "mediapipe": ("track", "face tracking (on Python 3.11 or 3.12)"),
     "transformers": ("audio", "wav2vec 2.0 features"),
+    "viser": ("view", "the page of difflistener view"),
     "gsplat": ("cuda", "the rasteriser on a CUDA GPU"),
 }
 """Import name -> (extra that installs it, what it is for)."""

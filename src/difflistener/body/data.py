@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from difflistener.basis import LandmarkBasis
 from difflistener.body.gaussians import Reference
+from difflistener.body.model import Follow
 from difflistener.clip import MASK_LABELS, Clip, read_masks, replacing
 from difflistener.errors import UserError
 from difflistener.media import read_frames
@@ -43,6 +44,7 @@ class BodyData:
     K: np.ndarray  # [3, 3] pixels at the training size
     template: np.ndarray  # [478, 3]
     basis: LandmarkBasis
+    follow: Follow
 
     @property
     def size(self) -> tuple[int, int]:
@@ -99,11 +101,13 @@ def load_body_data(clip: Clip, resolution: int | None, cache: Path) -> tuple[Bod
     motion = clip.motion()
     train, test = _split(clip)
     torso = np.array(clip.read("listener", "torso"))
+    basis = LandmarkBasis.load(clip.path)
     return BodyData(
         frames, outside, torch.from_numpy(motion.values), torch.from_numpy(motion.translation), torch.from_numpy(torso),
         torch.from_numpy(motion.eyes),
         np.array(clip.read("listener", "landmarks")), motion.valid, train, test,
-        _background(clip, size), K, np.array(camera["template"]), LandmarkBasis.load(clip.path),
+        _background(clip, size), K, np.array(camera["template"]), basis,
+        Follow(*(torch.tensor(np.asarray(numbers), dtype=torch.float32) for numbers in (camera["neck"], camera["torso_map"], basis.posture_std))),
     ), labels
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from difflistener.basis import NUM_POSTURE, POSTURE
 from difflistener.body.geometry import matrix_from_axis_angle
 from difflistener.body.raster import rasterize
 from difflistener.checkpoint import config_from_dict, load_checkpoint, load_tensors_into, save_checkpoint
@@ -52,6 +53,14 @@ class Gaussians(NamedTuple):
     colors: torch.Tensor  # [B, N, 3] about 0..1
 
 
+class Follow(NamedTuple):
+    """What goes with a head's rotation, as `prepare` found it."""
+
+    neck: torch.Tensor  # [2, 3] the pivot in camera space, and in the head frame
+    torso_map: torch.Tensor  # [4, 3] rotation -> torso motion; the last row is the constant
+    posture_std: torch.Tensor  # [6] unit of the posture codes; zeros where the basis has none
+
+
 class Body(nn.Module):
     """The head. `forward` gives pictures, `follow` what goes with motion that nobody tracked.
 
@@ -69,6 +78,7 @@ class Body(nn.Module):
         self.register_buffer("reference_translation", torch.tensor([0.0, 0.0, 10.0]))
         self.register_buffer("neck", torch.zeros(2, 3))
         self.register_buffer("torso_map", torch.zeros(4, 3))
+        self.register_buffer("posture_std", torch.zeros(NUM_POSTURE))
         self.register_buffer("eye_map", torch.zeros(NUM_EXPRESSION + 1, NUM_EYES))
 
     @property
@@ -126,28 +136,22 @@ class Body(nn.Module):
     def follow(self, motion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Translation [B, 3], torso motion [B, 3] and eyes [B, 4] that go with motion [B, 56].
 
-        The head turns about a fitted neck pivot; torso and eyes are linear in the rotation and in the expression.
+        The head turns about the neck's pivot and the torso follows linearly; the posture codes of a landmark basis add
+        what goes beyond that (a FLAME basis has none). Eyes are linear in the expression.
         """
-        rotation = motion[:, ROTATION]
+        rotation, expression = motion[:, ROTATION], motion[:, EXPRESSION]
+        shift, lean = (expression[:, POSTURE] * self.posture_std).split(3, dim=1)
         pivot_camera, pivot_head = self.neck
-        translation = pivot_camera - matrix_from_axis_angle(rotation) @ pivot_head
-        torso = rotation @ self.torso_map[:3] + self.torso_map[3]
-        eyes = motion[:, EXPRESSION] @ self.eye_map[:NUM_EXPRESSION] + self.eye_map[NUM_EXPRESSION]
+        translation = pivot_camera - matrix_from_axis_angle(rotation) @ pivot_head + shift
+        torso = rotation @ self.torso_map[:3] + self.torso_map[3] + lean
+        eyes = expression @ self.eye_map[:NUM_EXPRESSION] + self.eye_map[NUM_EXPRESSION]
         return translation, torso, eyes
 
     @torch.no_grad()
-    def fit_follow(self, motion: torch.Tensor, translation: torch.Tensor, torso: torch.Tensor, eyes: torch.Tensor) -> None:
-        """Fit what `follow` predicts to tracked motion [T, 56], [T, 3], [T, 3] and [T, 4], by ridge regression."""
-        rotation = motion[:, ROTATION]
-        matrices = matrix_from_axis_angle(rotation).double()
-        eye = torch.eye(3, dtype=torch.float64, device=rotation.device).expand_as(matrices)
-        rows = torch.cat([eye, -matrices], 2).reshape(-1, 6)
-        prior = torch.tensor([0, 0, 0, 0, 1.0, 0.2], dtype=torch.float64, device=rotation.device)
-        residual = translation.double().reshape(-1) - rows @ prior
-        stiffness = 1e-3 * len(rotation) * torch.diag(torch.tensor([0, 0, 0, 1.0, 1, 1], dtype=torch.float64, device=rotation.device))
-        solution = prior + torch.linalg.solve(rows.T @ rows + stiffness, rows.T @ residual)
-        self.neck.copy_(solution.reshape(2, 3))
-        self.torso_map.copy_(_ridge(rotation, torso, 1e-3))
+    def set_follow(self, follow: Follow, motion: torch.Tensor, eyes: torch.Tensor) -> None:
+        """Take over what goes with a rotation, and fit the eyes [T, 4] to motion [T, 56] by ridge regression."""
+        for name in ("neck", "torso_map", "posture_std"):
+            getattr(self, name).copy_(torch.as_tensor(getattr(follow, name)))
         self.eye_map.copy_(_ridge(motion[:, EXPRESSION], eyes, 1e-2))
 
     @torch.no_grad()

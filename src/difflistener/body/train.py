@@ -118,7 +118,7 @@ def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTrain
         torch.manual_seed(config.seed)  # Layers draw their first weights from the global generator.
         body = LinearBody(BodyConfig(basis, width, height, config.gaussians, NUM_BASES))
     train = torch.from_numpy(data.train)
-    motion, translation, torso, eyes = data.motion[train], data.translation[train], data.torso[train], data.eyes[train]
+    motion, eyes = data.motion[train], data.eyes[train]
     index = int(data.train[_straightest(motion)])
     rotation = data.motion[index, ROTATION].numpy()
     num_codes = NUM_BASES - 6
@@ -144,7 +144,7 @@ def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTrain
         shift, turn = body.torso_transform(data.torso[index : index + 1])
         body.reference_translation.copy_(data.translation[index])
         body.reference_translation.copy_(turn[0].T @ (data.translation[index] - shift[0]))
-        body.fit_follow(motion, translation, torso, eyes)
+        body.set_follow(data.follow, motion, eyes)
     return body
 
 

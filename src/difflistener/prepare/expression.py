@@ -2,13 +2,13 @@
 
 Codes are found where they matter, in the picture: the basis decodes to displacements in the head frame, these are
 posed and projected, and the distance to the landmarks is made least. Each frame stands by itself, so a live listener
-computes the same. Knows nothing of files. Axes: T frames, P = 478 landmarks, 50 codes.
+computes the same. Knows nothing of files. Axes: T frames, P = 478 landmarks, 50 codes, 44 of them of the face.
 """
 
 import numpy as np
 
-from difflistener.basis import MAX_CODE, LandmarkBasis
-from difflistener.motion import NUM_EXPRESSION, fill_gaps
+from difflistener.basis import NUM_FACE, LandmarkBasis
+from difflistener.motion import fill_gaps
 from difflistener.prepare.bundle import rotation_matrices
 from difflistener.prepare.face_points import EYELIDS, IRISES, LIPS, NUM_POINTS
 from difflistener.prepare.pose import HeadTrack, smooth_runs
@@ -31,15 +31,15 @@ def landmark_weights() -> np.ndarray:
     return weights
 
 
-def encode(track: HeadTrack, landmarks: np.ndarray, valid: np.ndarray, basis: LandmarkBasis,
+def encode(track: HeadTrack, landmarks: np.ndarray, valid: np.ndarray, basis: LandmarkBasis, posture: np.ndarray,
            smooth: float = SMOOTH_FRAMES) -> np.ndarray:
     """Codes [T, 50] float32 whose decoded face lies nearest to `landmarks` [T, 478, 2 or 3] px; gaps interpolated.
 
-    Regularised least squares (codes have unit variance), weighted like the basis. `smooth` = 0 gives each frame from
-    itself alone.
+    Regularised least squares (codes have unit variance), weighted like the basis. `posture` [T, 6] becomes the last six
+    codes; what is NaN in it rests. `smooth` = 0 gives each frame from itself alone.
     """
-    codes = np.zeros((len(track), NUM_EXPRESSION), np.float32)
-    spread = (basis.components * basis.std[:, None]).astype(np.float64).reshape(NUM_EXPRESSION, -1, 3)
+    codes = np.zeros((len(track), NUM_FACE), np.float32)
+    spread = (basis.components * basis.std[:, None]).astype(np.float64).reshape(NUM_FACE, -1, 3)
     weight = basis.weights.astype(np.float64) ** 2
     weighted = spread * weight[None, :, None]
     products = np.tensordot(weighted, spread, axes=([1], [1])).transpose(0, 2, 1, 3)
@@ -48,25 +48,26 @@ def encode(track: HeadTrack, landmarks: np.ndarray, valid: np.ndarray, basis: La
         frames = good[start : start + BLOCK]
         codes[frames] = _encode_block(track, landmarks, frames, basis, weighted, products)
     codes = smooth_runs(codes, valid, track.cuts, smooth)
-    return fill_gaps(np.clip(codes, -MAX_CODE, MAX_CODE), valid) if len(good) else codes
+    codes = basis.join(codes, np.nan_to_num(posture))
+    return fill_gaps(codes, valid) if len(good) else codes
 
 
 def _encode_block(track: HeadTrack, landmarks: np.ndarray, frames: np.ndarray, basis: LandmarkBasis,
                   weighted: np.ndarray, products: np.ndarray) -> np.ndarray:
     """Gauss-Newton with exact residuals and one camera Jacobian for the whole face, so that the normal matrix of a
-    frame is a sum of nine fixed ones: `products` [50, 50, 3, 3]. Each step shrinks the error about tenfold."""
+    frame is a sum of nine fixed ones: `products` [44, 44, 3, 3]. Each step shrinks the error about tenfold."""
     matrices, shift = rotation_matrices(track.rotation[frames]), track.translation[frames, None]
     by_head = track.camera.jacobian(track.template.mean(0) @ matrices.transpose(0, 2, 1) + shift[:, 0]) @ matrices
     certainty = 1 / (NOISE * track.focal / track.translation[frames, 2]) ** 2
     metric = np.einsum("tci,tcj,t->tij", by_head, by_head, certainty)
-    normal = np.tensordot(metric, products, axes=([1, 2], [2, 3])) + np.eye(NUM_EXPRESSION)
+    normal = np.tensordot(metric, products, axes=([1, 2], [2, 3])) + np.eye(NUM_FACE)
     inverse = np.linalg.inv(normal)
-    codes = np.zeros((len(frames), NUM_EXPRESSION))
+    codes = np.zeros((len(frames), NUM_FACE))
     for _ in range(STEPS):
         placed = (track.template + basis.decode(codes)) @ matrices.transpose(0, 2, 1) + shift
         residual = landmarks[frames, :, :2] - track.camera.project(placed)
         pull = np.einsum("tpc,tci,t->tpi", residual, by_head, certainty, optimize=True)
-        gradient = pull.reshape(len(frames), -1) @ weighted.reshape(NUM_EXPRESSION, -1).T - codes
+        gradient = pull.reshape(len(frames), -1) @ weighted.reshape(NUM_FACE, -1).T - codes
         codes = codes + (inverse @ gradient[..., None])[..., 0]
     return codes
 

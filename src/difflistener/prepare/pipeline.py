@@ -1,7 +1,7 @@
 """`difflistener prepare`: videos of a speaker and a listener -> clip, in stages that can each be run again alone.
 
     landmarks   frames -> landmarks, valid, crop          video     the crop, re-encoded at 25 fps
-    motion      landmarks -> pose, template, codes        masks     frames -> labels, background plate, torso motion
+    masks       frames -> labels, plate, torso motion     motion    landmarks, torso -> pose, template, codes
     audio       sound -> audio.wav, features              report    what a person should look at
 
 A stage whose files stand in the clip with the same settings is skipped. Knows nothing of brains and bodies.
@@ -50,12 +50,13 @@ def prepare(config: Prepare) -> dict:
                 if source.has_video:
                     _landmark_stage(clip, source, planned, config)
             _settle_length(clip, planned)
+            clip.set(test_frames=test_frames(config, clip.num_frames))
             for source in sources:
                 if source.has_video:
                     _video_stage(clip, source)
-            _motion_stage(clip, config, basis)
             if clip.has("listener", "landmarks.npy"):
-                _mask_stage(clip, config)
+                _mask_stage(clip)
+            _motion_stage(clip, basis)
         for source in sources:
             if source.role == "speaker":
                 _audio_stage(clip, source, encoders)
@@ -163,34 +164,47 @@ def _video_stage(clip: Clip, source: Source) -> None:
                 writer.write_frame(crop(frame))
 
 
-def _motion_stage(clip: Clip, config: Prepare, given: LandmarkBasis | None) -> None:
+def _motion_stage(clip: Clip, given: LandmarkBasis | None) -> None:
     from difflistener.prepare.expression import encode, landmark_weights, reprojection_error
     from difflistener.prepare.pose import displacements
+    from difflistener.prepare.posture import find_posture, fit_follow
 
     roles = [role for role in clip.roles() if clip.has(role, "landmarks.npy")]
     if not roles:
         return
-    settings = {"basis": given.id if given else "own", "test_frames": test_frames(config, clip.num_frames),
+    settings = {"basis": given.id if given else "own", "test_frames": clip.meta["test_frames"],
+                "torso": clip.meta["roles"]["listener"]["torso.npy"]["sha256"] if clip.has("listener", "torso.npy") else None,
                 "landmarks": {role: clip.meta["roles"][role]["landmarks.npy"]["sha256"] for role in roles}}
     has_basis = (clip.path / "basis.safetensors").is_file()
     if has_basis and all(clip.is_current(role, name, settings) for role in roles for name in TRACK_FILES[role]):
         return
-    clip.set(test_frames=test_frames(config, clip.num_frames))
     tracks = {role: _fit_pose(clip, role) for role in roles}
+    learned = {role: clip.read(role, "valid") & ~clip.is_test() for role in roles}
+    follows = {role: fit_follow(*_placed(clip, role, tracks[role], learned[role])) for role in roles}
+    postures = {role: find_posture(follows[role], *_placed(clip, role, tracks[role])) for role in roles}
     basis = given
     if basis is None:
-        moved = []
+        moved, swayed = [], []
         for role in roles:
             points, valid = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid"))
-            moved.append(displacements(tracks[role], points, valid)[valid & ~clip.is_test()])
-        basis = fit_basis([m for m in moved if len(m)], landmark_weights())
+            if learned[role].any():
+                moved.append(displacements(tracks[role], points, valid)[learned[role]])
+                swayed.append(postures[role][learned[role]])
+        basis = fit_basis(moved, landmark_weights(), swayed)
     basis.save(clip.path / "basis.safetensors")
     clip.set(basis=basis.id)
     for role in roles:
         points, valid, track = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid")), tracks[role]
-        codes = encode(track, points, valid, basis)
+        codes = encode(track, points, valid, basis, postures[role])
         error = float(np.mean(reprojection_error(track, points, valid, basis, codes)[valid]))
-        _store_track(clip, role, track, points, valid, codes, error, settings)
+        _store_track(clip, role, track, points, valid, codes, settings,
+                     {"reprojection_px": round(error, 3), "neck": follows[role].neck.tolist(), "torso_map": follows[role].torso_map.tolist()})
+
+
+def _placed(clip: Clip, role: str, track, frames=slice(None)):
+    """Tracked rotation, translation and torso motion (None for a speaker) of some frames."""
+    torso = np.array(clip.read(role, "torso"), np.float64)[frames] if clip.has(role, "torso.npy") else None
+    return track.rotation[frames], track.translation[frames], torso
 
 
 def _fit_pose(clip: Clip, role: str):
@@ -205,7 +219,7 @@ def _fit_pose(clip: Clip, role: str):
     return refine_with_flow(frames, track, points, valid)
 
 
-def _store_track(clip: Clip, role: str, track, points, valid, codes, error: float, settings: dict) -> None:
+def _store_track(clip: Clip, role: str, track, points, valid, codes, settings: dict, fitted: dict) -> None:
     from difflistener.prepare.face_points import eye_closure, gaze
 
     rotation = fill_gaps(track.rotation.astype(np.float32), valid, is_rotation=True)
@@ -224,18 +238,18 @@ def _store_track(clip: Clip, role: str, track, points, valid, codes, error: floa
     clip.write(role, "translation", translation, producer, settings)
     info = probe(clip.file(role, "video.mp4"))
     camera = {"width": info.width, "height": info.height, "focal": float(track.focal), "cx": float(track.cx), "cy": float(track.cy),
-              "template": np.round(track.template, 5).tolist(), "reprojection_px": round(error, 3)}
+              "template": np.round(track.template, 5).tolist()} | fitted
     with clip.adding(role, "camera.json", producer, settings) as temporary:
         _dump(temporary, camera)
 
 
-def _mask_stage(clip: Clip, config: Prepare) -> None:
+def _mask_stage(clip: Clip) -> None:
     from PIL import Image
 
     from difflistener.prepare.masks import PersonSegmenter, Plate, label_frames
     from difflistener.prepare.torso import TorsoTracker
 
-    settings = {"video": clip.meta["roles"]["listener"]["video.mp4"]["sha256"], "test_frames": list(clip.meta["test_frames"])}
+    settings = {"video": clip.meta["roles"]["listener"]["video.mp4"]["sha256"], "test_frames": clip.meta["test_frames"]}
     names = ("mask.npz", "background.png", "torso.npy")
     if all(clip.is_current("listener", name, settings) for name in names):
         return
@@ -361,10 +375,11 @@ def fit_shared_basis(config: FitBasis) -> dict:
     """Fit one basis on all tracked people of several clips and write it."""
     from difflistener.prepare.expression import landmark_weights
     from difflistener.prepare.pose import HeadTrack, displacements
+    from difflistener.prepare.posture import Follow, find_posture
 
     if config.out.exists() and not config.overwrite:
         raise UserError(f"{config.out} exists.", "Give --overwrite to replace it, or another --out.")
-    moved = []
+    moved, swayed = [], []
     for path in config.clips:
         clip = Clip.open(path)
         for role in clip.roles():
@@ -375,10 +390,13 @@ def fit_shared_basis(config: FitBasis) -> dict:
             track = HeadTrack(camera["focal"], camera["cx"], camera["cy"], rotation, np.array(clip.read(role, "translation")),
                               np.array(camera["template"]), np.zeros(clip.num_frames, bool), camera["reprojection_px"])
             points, valid = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid"))
-            moved.append(displacements(track, points, valid)[valid & ~clip.is_test()])
+            learned = valid & ~clip.is_test()
+            moved.append(displacements(track, points, valid)[learned])
+            follow = Follow(np.array(camera["neck"]), np.array(camera["torso_map"]))
+            swayed.append(find_posture(follow, *_placed(clip, role, track, learned)))
     if not moved:
         raise UserError("None of these clips holds a tracked face.", "Prepare clips from videos first.")
-    basis = fit_basis(moved, landmark_weights())
+    basis = fit_basis(moved, landmark_weights(), swayed)
     basis.save(config.out)
     return {"basis": basis.id, "file": str(config.out), "people": len(moved), "frames": sum(map(len, moved))}
 
@@ -389,6 +407,7 @@ def track_speaker(video: Path, basis: LandmarkBasis) -> np.ndarray:
     from difflistener.prepare.expression import encode
     from difflistener.prepare.flow import refine_with_flow
     from difflistener.prepare.pose import fit_head
+    from difflistener.prepare.posture import find_posture, fit_follow
 
     info = probe(video)
     frames = (frame for frame, _ in progress(read_frames(video), "track speaker", total=num_frames(info.duration_s)))
@@ -396,4 +415,5 @@ def track_speaker(video: Path, basis: LandmarkBasis) -> np.ndarray:
     points = fill_gaps(points, valid)
     frames = (frame for frame, _ in progress(read_frames(video), "follow speaker", total=len(points)))
     track = refine_with_flow(frames, fit_head(points, valid, info.width, info.height), points, valid)
-    return fill_gaps(encode(track, points, valid, basis), valid)
+    posture = find_posture(fit_follow(track.rotation[valid], track.translation[valid], None), track.rotation, track.translation, None)
+    return fill_gaps(encode(track, points, valid, basis, posture), valid)
