@@ -35,6 +35,15 @@ def test_psnr_is_that_of_the_mean_squared_error():
     assert torch.allclose(psnr(image, truth), torch.tensor([20.0, 40.0]), atol=1e-4)
 
 
+def test_a_mask_says_which_pixels_count():
+    image, truth = pair()
+    mask = torch.zeros(1, 40, 33, dtype=torch.bool)
+    mask[:, 5:20, 7:30] = True
+    assert torch.allclose(psnr(image, truth, mask), psnr(image[:, 5:20, 7:30], truth[:, 5:20, 7:30]))
+    assert torch.allclose(psnr(image, truth, torch.ones_like(mask)), psnr(image, truth))
+    assert psnr(image, truth, torch.zeros_like(mask)).isnan().all()
+
+
 def test_equal_images_have_the_best_scores():
     _, truth = pair()
     assert float(ssim(truth, truth)) == pytest.approx(1, abs=1e-6)

@@ -21,6 +21,7 @@ VERBS = {
     "basis": ("difflistener.prepare.config:FitBasis", "difflistener.prepare.pipeline:fit_shared_basis", "fit one expression basis on several clips"),
     "train body": ("difflistener.body.config:BodyTraining", "difflistener.body.train:train_body", "clip -> 3D Gaussian head of its listener"),
     "train brain": ("difflistener.brain.config:BrainTraining", "difflistener.brain.train:train_brain", "clips -> model of how listeners move"),
+    "evaluate body": ("difflistener.evaluate.config:BodyEvaluation", "difflistener.evaluate.body:evaluate_body", "body + clip -> scores beside baselines that learn nothing"),
     "export body": ("difflistener.export:ExportBody", "difflistener.export:export_body", "body -> .ply files for other viewers"),
     "view": ("difflistener.view:View", "difflistener.view:view", "a body in the browser, with sliders"),
     "synthesize": ("difflistener.synthesize:Synthesis", "difflistener.synthesize:synthesize", "speaker + brain + body -> listener video"),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
+from difflistener.body.baselines import mean_frame, nearest_frames, neutral_frame
 from difflistener.body.config import BodyTraining
 from difflistener.body.data import BodyData, check_clip, load_body_data
 from difflistener.body.gaussians import neighbour_distance, seed_gaussians
@@ -119,7 +120,7 @@ def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTrain
         body = LinearBody(BodyConfig(basis, width, height, config.gaussians, NUM_BASES))
     train = torch.from_numpy(data.train)
     motion, eyes = data.motion[train], data.eyes[train]
-    index = int(data.train[_straightest(motion)])
+    index = neutral_frame(data, data.train)
     rotation = data.motion[index, ROTATION].numpy()
     num_codes = NUM_BASES - 6
     codes = np.eye(num_codes, data.motion.shape[1] - 6, dtype=np.float32)
@@ -146,14 +147,6 @@ def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTrain
         body.reference_translation.copy_(turn[0].T @ (data.translation[index] - shift[0]))
         body.set_follow(data.follow, motion, eyes)
     return body
-
-
-def _straightest(motion: torch.Tensor) -> int:
-    """The frame nearest to the clip's median rotation and expression."""
-    away = (motion - motion.median(0).values) / motion.std(0).clamp_min(1e-3)
-    weight = torch.ones(motion.shape[1])
-    weight[ROTATION] = 5.0
-    return int((away**2 * weight).sum(1).argmin())
 
 
 def make_optimizer(body: Body, steps: int):
@@ -239,20 +232,15 @@ class Report:
             Image.fromarray((picture * 255 + 0.5).byte().numpy()).save(temporary, format="PNG")
 
     def _trivial(self) -> dict:
-        """Scores of the mean training frame and of the training frame whose landmarks are nearest."""
-        total = np.zeros(self.data.frames.shape[1:], np.float64)
-        for index in self.data.train:
-            total += self.data.frames[index]
-        mean_frame = torch.from_numpy((total / len(self.data.train) / 255).astype(np.float32))[None]
-        points = self.data.landmarks[..., :2].reshape(len(self.data.landmarks), -1)
-        known = points[self.data.train]
+        """Scores of the mean training frame and of the training frame whose motion is nearest."""
+        mean = torch.from_numpy(mean_frame(self.data, self.data.train))[None].float() / 255
+        nearest = nearest_frames(self.data.motion[self.test], self.data, self.data.train)
         rows = []
-        for index in self.test:
+        for index, near in zip(self.test, nearest):
             truth = self.data.picture([index])
-            nearest = self.data.train[int(((known - points[index]) ** 2).sum(1).argmin())]
-            rows.append((float(psnr(mean_frame, truth)), float(psnr(self.data.picture([nearest]), truth))))
-        mean = np.mean(rows, 0)
-        return {"mean_frame_psnr": round(float(mean[0]), 3), "nearest_frame_psnr": round(float(mean[1]), 3)}
+            rows.append((float(psnr(mean, truth)), float(psnr(self.data.picture([near]), truth))))
+        scores = np.mean(rows, 0)
+        return {"mean_frame_psnr": round(float(scores[0]), 3), "nearest_frame_psnr": round(float(scores[1]), 3)}
 
 
 def _synchronize(device: str) -> None:

@@ -8,9 +8,13 @@ SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 
 
-def psnr(image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of each image, [B], for peak 1. Equal images give 100 dB."""
-    mse = ((image - truth) ** 2).flatten(1).mean(1)
+def psnr(image: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB of each image, [B], for peak 1. Equal images give 100 dB.
+
+    With `mask` [B, H, W] bool only its true pixels count; an empty mask gives NaN.
+    """
+    error = ((image - truth) ** 2).mean(-1)
+    mse = error.flatten(1).mean(1) if mask is None else (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
     return -10 * torch.log10(mse.clamp_min(1e-10))
 
 
