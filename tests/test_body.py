@@ -15,6 +15,7 @@ from synthetic_face import poses, see, template
 from difflistener.basis import fit_basis
 from difflistener.bench import Bench, bench, synthetic_body, synthetic_motion
 from difflistener.body import train as training
+from difflistener.body import train_linear
 from difflistener.body.config import BodyTraining
 from difflistener.body.data import load_body_data
 from difflistener.body.deformation import MARGIN, LinearDeformation, soft_clamp
@@ -422,14 +423,14 @@ def clip(tmp_path_factory):
 def trained(clip, tmp_path_factory):
     """An unbroken run: its folder, summary and losses."""
     out = tmp_path_factory.mktemp("bodies") / "whole"
-    losses, step = [], training._Trainer.step
+    losses, step = [], train_linear._Trainer.step
 
     def recorded(self, number):
         losses.append(float(loss := step(self, number)))
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Trainer, "step", recorded)
+        patch.setattr(train_linear._Trainer, "step", recorded)
         summary = train(clip, out)
     return out, summary, losses
 
@@ -468,7 +469,7 @@ def test_the_saved_body_renders_the_held_out_frames(trained, clip, tmp_path):
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(trained, clip, tmp_path, monkeypatch):
-    whole, broken, step = trained[0], tmp_path / "broken", training._Trainer.step
+    whole, broken, step = trained[0], tmp_path / "broken", train_linear._Trainer.step
 
     def interrupted(self, number):
         if number == 36:
@@ -476,7 +477,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(trained, clip, tmp_path, mo
         return step(self, number)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Trainer, "step", interrupted)
+        patch.setattr(train_linear._Trainer, "step", interrupted)
         train(clip, broken)
     assert not (broken / "model.safetensors").exists()
     with pytest.raises(UserError, match="started with batch_size = 3, not 4"):
@@ -491,7 +492,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(trained, clip, tmp_path, mo
         return step(self, number)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(training._Trainer, "step", killed)
+        patch.setattr(train_linear._Trainer, "step", killed)
         train(clip, broken, resume=True)
     train(clip, broken, resume=True)
     one, other = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
@@ -577,7 +578,7 @@ def test_seeds_stand_where_the_face_is_at_its_mean_motion(clip, tmp_path):
     bodies, faces = [], []
     for source in (Clip.open(clip), Clip.open(path)):
         data, labels = load_body_data(source, None, tmp_path / source.path.name)
-        bodies.append(training.start_body(data, labels, source.basis, config))
+        bodies.append(train_linear.start_body(data, labels, source.basis, config))
         faces.append(data)
     code = np.zeros((2, 50), np.float32)
     code[1, 0] = 3

@@ -68,7 +68,11 @@ MISSING = {
     "train body": ["missing", "--out", "body"],
     "train brain": ["missing", "--out", "brain"],
     "synthesize": ["--audio", "a.wav", "--body-checkpoint", "b", "--brain-checkpoint", "c", "--output", "o.mp4"],
-    "bench": ["--body-checkpoint", "missing"],
+    "evaluate body": ["missing", "--clip", "missing", "--out", "scores"],
+    "export body": ["missing", "--out", "h.ply"],
+    "view": ["missing"],
+    "bench body": ["missing"],
+    "bench listener": ["--body-checkpoint", "missing"],
 }
 
 

@@ -79,10 +79,10 @@ def test_bad_input_is_two_lines_and_leaves_nothing(case, inputs, tmp_path, monke
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-@pytest.mark.parametrize("verb", ["synthesize", "bench"])
+@pytest.mark.parametrize("verb", ["synthesize", "bench body", "bench listener"])
 def test_a_gpu_that_is_not_there_is_two_lines(verb, inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(inputs)
-    words = arguments(inputs, tmp_path / "a.mp4") if verb == "synthesize" else ["bench"]
+    words = arguments(inputs, tmp_path / "a.mp4") if verb == "synthesize" else verb.split()
     assert "--device cuda" in fails(capsys, *words, "--device", "cuda")
 
 

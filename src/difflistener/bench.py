@@ -1,4 +1,4 @@
-"""`difflistener bench`: how fast a listener is rendered on this machine, end to end and stage by stage.
+"""`difflistener bench listener`: how fast a listener is rendered on this machine, end to end and stage by stage.
 
 Stored features go in, an encoded video comes out; each stage is timed alone as well. The baseline in the same run is
 the encoder fed with still pictures: no renderer can be faster than that. Prints a table and, last, one JSON line.
@@ -13,7 +13,7 @@ from typing import Literal
 class Bench:
     """Measure frames per second on this machine: brain, body, encoder, and all of them together.
 
-    Example: difflistener bench --body-checkpoint bodies/ben --brain-checkpoint brains/ben
+    Example: difflistener bench listener --body-checkpoint bodies/ben --brain-checkpoint brains/ben
     """
 
     body_checkpoint: Path | None = None
@@ -40,6 +40,7 @@ def bench(config: Bench) -> dict:
     import torch
 
     from difflistener.body.model import Body
+    from difflistener.body.render import Renderer
     from difflistener.device import resolve_device
     from difflistener.errors import UserError
     from difflistener.media import VideoWriter
@@ -78,14 +79,15 @@ def bench(config: Bench) -> dict:
                 writer.write_frame(picture)
 
     motion = generate()
-    for _ in render_motion(body, motion[:32]):
+    renderer = Renderer(body)
+    for _ in render_motion(renderer, motion[:32]):
         pass
-    still = next(iter(render_motion(body, motion[:1])))
+    still = next(iter(render_motion(renderer, motion[:1])))
     if brain is not None:
         figures["brain_fps"] = rate(generate)
-    figures["body_fps"] = rate(lambda: [None for _ in render_motion(body, motion)])
+    figures["body_fps"] = rate(lambda: [None for _ in render_motion(renderer, motion)])
     figures["encoder_fps"] = rate(lambda: write(still for _ in range(config.frames)))
-    figures["end_to_end_fps"] = rate(lambda: write(render_motion(body, generate())))
+    figures["end_to_end_fps"] = rate(lambda: write(render_motion(renderer, generate())))
     figures = {name: round(value, 1) if isinstance(value, float) else value for name, value in figures.items()}
     figures["times_real_time"] = round(figures["end_to_end_fps"] / 25, 2)
     figures["share_of_encoder_alone"] = round(figures["end_to_end_fps"] / figures["encoder_fps"], 2)

@@ -25,7 +25,8 @@ VERBS = {
     "export body": ("difflistener.export:ExportBody", "difflistener.export:export_body", "body -> .ply files for other viewers"),
     "view": ("difflistener.view:View", "difflistener.view:view", "a body in the browser, with sliders"),
     "synthesize": ("difflistener.synthesize:Synthesis", "difflistener.synthesize:synthesize", "speaker + brain + body -> listener video"),
-    "bench": ("difflistener.bench:Bench", "difflistener.bench:bench", "measure speed on this machine"),
+    "bench body": ("difflistener.bench_body:BodyBench", "difflistener.bench_body:bench_body", "measure how fast bodies render"),
+    "bench listener": ("difflistener.bench:Bench", "difflistener.bench:bench", "measure brain, body and encoder end to end"),
 }
 """Verb -> (settings class, function that takes it, one line of help)."""
 

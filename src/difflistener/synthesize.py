@@ -55,6 +55,7 @@ def synthesize(config: Synthesis) -> dict:
     import time
 
     from difflistener.body.model import Body
+    from difflistener.body.render import Renderer
     from difflistener.brain.model import Brain
     from difflistener.clip import Clip, replacing
     from difflistener.device import resolve_device
@@ -66,6 +67,7 @@ def synthesize(config: Synthesis) -> dict:
     brain = Brain.from_pretrained(config.brain_checkpoint, device)
     body = Body.from_pretrained(config.body_checkpoint, device)
     require_same_basis(brain.config.basis, body.config.basis, str(config.brain_checkpoint), str(config.body_checkpoint))
+    renderer = Renderer(body)
     clip = Clip.open(config.side_by_side) if config.side_by_side else None
     audio, expression, sound = speaker_features(config.audio, config.visual, brain)
     if clip is not None and len(audio) != clip.num_frames:
@@ -80,7 +82,7 @@ def synthesize(config: Synthesis) -> dict:
         motion = brain.generate(audio, expression, num_steps=config.num_steps, seed=config.seed, sample=sample)
         config.output.parent.mkdir(parents=True, exist_ok=True)
         panels = _Panels(clip, body)
-        pictures = render_motion(body, motion)
+        pictures = render_motion(renderer, motion)
         # The motion takes its place after the video: an interrupted run leaves both of the old ones or none.
         with replacing(output.with_suffix(".npy")) as temporary:
             with temporary.open("wb") as file:
@@ -96,10 +98,10 @@ def synthesize(config: Synthesis) -> dict:
     return {"videos": [str(path) for path in outputs], "frames": frames, "frames_per_s": round(frames / seconds, 1)}
 
 
-def render_motion(body, motion) -> Iterator[np.ndarray]:
-    """Pictures [H, W, 3] uint8 of motion [T, 56], a chunk at a time."""
+def render_motion(render, motion) -> Iterator[np.ndarray]:
+    """Pictures [H, W, 3] uint8 of motion [T, 56], a chunk at a time, by a body's `Renderer`."""
     for start in range(0, len(motion), CHUNK):
-        yield from body.render(motion[start : start + CHUNK].to(body.device)).numpy()
+        yield from render(motion[start : start + CHUNK]).cpu().numpy()
 
 
 def speaker_features(audio: Path, visual: Path | None, brain):

@@ -18,20 +18,24 @@ class BodyTraining:
     """Clip whose listener the body becomes."""
     out: Path
     """Folder for the body."""
+    deformation: Literal["linear", "triplane"] = "linear"
+    """How motion moves the Gaussians: ours, or TalkingGaussian's tri-planes, to compare with (a GPU and minutes)."""
     resolution: int | None = None
     """Longer side of the pictures in pixels. Default: 256 on a CPU, the clip's own size on a GPU."""
     gaussians: int | None = None
     """Number of Gaussians. Default: 12000 up to 320 pixels, 20000 above."""
     steps: int = 1200
-    """Training steps. More is not better: on short clips the held-out score falls again."""
+    """Training steps of a linear body. More is not better: on short clips the held-out score falls again."""
+    schedule: float = 1.0
+    """Length of a tri-plane body's training; 1 is the published schedule."""
     batch_size: int | None = None
     """Frames a step. Default: 3 on a CPU, 8 on a GPU."""
     seed: int = 0
     """Seed of the starting points and of the order of frames."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
-    save_every: int = 300
-    """Steps between saved states, each with a held-out score and a picture strip."""
+    save_every: int | None = None
+    """Steps between saved states, each with a held-out score and a picture strip. Default: 300, triplane 10000."""
     consent: str = ""
     """Who agreed to be modelled, and when; stored in the body's card."""
     resume: bool = False

@@ -68,7 +68,5 @@ class LinearDeformation(nn.Module):
 def soft_clamp(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """Identity inside [low, high]; beyond, values approach the edge plus a margin of the range and never pass it."""
     margin = MARGIN * (high - low) + 1e-3
-    above = (values - high).clamp_min(0)
-    below = (low - values).clamp_min(0)
-    inside = torch.minimum(torch.maximum(values, low), high)
-    return inside + margin * (torch.tanh(above / margin) - torch.tanh(below / margin))
+    inside = values.clamp(low, high)
+    return inside + margin * torch.tanh((values - inside) / margin)

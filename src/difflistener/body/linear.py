@@ -5,10 +5,11 @@ Axes: B frames, N Gaussians, D = 56 motion; camera space in inter-ocular distanc
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from difflistener.body.deformation import LinearDeformation
-from difflistener.body.geometry import matrix_from_axis_angle, multiply, quaternion_from_axis_angle
+from difflistener.body.geometry import matrix_from_quaternion, multiplier, multiply, quaternion_from_axis_angle
 from difflistener.body.model import Body, BodyConfig, Gaussians
 from difflistener.motion import ROTATION
 
@@ -35,20 +36,16 @@ class LinearBody(Body):
         move, fade, tint = self.deformation(motion)
         local = self.means + move
 
-        head = matrix_from_axis_angle(motion[:, ROTATION])
-        shoulder = matrix_from_axis_angle(self.reference_rotation)
+        turns = [motion[:, ROTATION], F.pad(torso[:, 2:], (2, 0)), self.reference_rotation.expand(len(motion), 3)]
+        head, roll, shoulder = quaternion_from_axis_angle(torch.stack(turns, 1)).unbind(1)
+        shoulder = multiply(roll, shoulder)
+        is_far = (head * shoulder).sum(-1, keepdim=True) < 0
         shift, turn = self.torso_transform(torso)
-        torso_rotation = turn @ shoulder
-        torso_translation = (turn @ self.reference_translation) + shift
-        rigid = torch.sigmoid(self.rigid_logits)
-        with_head = local @ head.transpose(1, 2) + translation[:, None]
-        with_torso = local @ torso_rotation.transpose(1, 2) + torso_translation[:, None]
-        means = torch.lerp(with_torso, with_head, rigid[:, None])
-
-        roll = torch.stack([torch.zeros_like(torso[:, 2]), torch.zeros_like(torso[:, 2]), torso[:, 2]], -1)
-        head_quat = quaternion_from_axis_angle(motion[:, ROTATION])
-        torso_quat = multiply(quaternion_from_axis_angle(roll), quaternion_from_axis_angle(self.reference_rotation))
-        torso_quat = torso_quat * torch.where((head_quat * torso_quat).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-        blended = torch.lerp(torso_quat[:, None], head_quat[:, None], rigid[:, None])
-        quats = multiply(blended, self.quats)
+        # Torso and head side by side: a Gaussian is turned by both, and goes with each as far as its weight says.
+        both = torch.stack([torch.where(is_far, -shoulder, shoulder), head], 1)
+        places = torch.stack([turn @ self.reference_translation + shift, translation], 1)
+        rotations = matrix_from_quaternion(both).flatten(1, 2).transpose(1, 2)
+        rigid = torch.sigmoid(self.rigid_logits)[:, None]
+        means = torch.lerp(*torch.baddbmm(places.flatten(1)[:, None], local, rotations).chunk(2, -1), rigid)
+        quats = torch.lerp(*(self.quats @ multiplier(both).transpose(1, 2).flatten(2)).chunk(2, -1), rigid)
         return Gaussians(means, quats, self.log_scales.exp()[None], torch.sigmoid(self.opacity_logits + fade), self.colors + tint)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from difflistener.basis import NUM_POSTURE, POSTURE
@@ -127,11 +128,9 @@ class Body(nn.Module):
 
         A shift in picture widths becomes a shift at the depth of the reference head.
         """
-        zero = torch.zeros_like(torso[:, 0])
-        depth = self.reference_translation[2]
-        shift = torch.stack([torso[:, 0] / self.K[0, 0], torso[:, 1] / self.K[1, 1], zero], -1)
-        turn = matrix_from_axis_angle(torch.stack([zero, zero, torso[:, 2]], -1))
-        return shift * self.config.width * depth, turn
+        shift = torso[:, :2] * (self.config.width * self.reference_translation[2] / self.K.diagonal()[:2])
+        turn = matrix_from_axis_angle(F.pad(torso[:, 2:], (2, 0)))
+        return F.pad(shift, (0, 1)), turn
 
     def follow(self, motion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Translation [B, 3], torso motion [B, 3] and eyes [B, 4] that go with motion [B, 56].
@@ -154,11 +153,11 @@ class Body(nn.Module):
             getattr(self, name).copy_(torch.as_tensor(getattr(follow, name)))
         self.eye_map.copy_(_ridge(motion[:, EXPRESSION], eyes, 1e-2))
 
-    @torch.no_grad()
     def render(self, motion: torch.Tensor, translation=None, torso=None, eyes=None) -> torch.Tensor:
         """Pictures [B, H, W, 3] uint8 on the CPU; arguments as in `forward`."""
-        pictures, _ = self(motion, translation, torso, eyes)
-        return (pictures.clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu()
+        from difflistener.body.render import Renderer
+
+        return Renderer(self)(motion, translation, torso, eyes).cpu()
 
     def save_pretrained(self, directory: Path, training: dict | None = None, provenance: str = "") -> None:
         """Write the checkpoint folder. `training` is its summary, `provenance` the lines for the model card."""

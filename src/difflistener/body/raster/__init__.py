@@ -1,4 +1,4 @@
-"""One function: Gaussians and cameras in, pictures out. gsplat on CUDA, our C++ library on the CPU.
+"""Gaussians and cameras in, pictures out: `rasterize` to learn, `paint` to show. gsplat on CUDA, our C++ library on the CPU.
 
 Both follow gsplat 1.5's conventions: 0.3 px^2 added to the 2-D covariance, alpha at most 0.999 and skipped below
 1/255, a pixel stops before its transmittance falls to 1e-4; OpenCV cameras (x right, y down, z forward), pixel (i, j)
@@ -8,11 +8,10 @@ Axes: B scenes (one camera each), N Gaussians, H, W pixels.
 
 import torch
 
-from difflistener.body.raster import cpu
+from difflistener.body.raster import cpu, cuda
 
 instruction_set = cpu.instruction_set
-
-NEAR_PLANE = 0.01
+fixed_room = cuda.fixed_room
 
 
 def rasterize(
@@ -45,6 +44,33 @@ def rasterize(
     Raises:
         ValueError: shapes that disagree, or a number that is not finite (named, with its place).
     """
+    count = _check(means, quats, scales, opacities, colors, w2c, K, width, height)
+    if absgrad is not None and tuple(absgrad.shape) != (len(w2c), count):
+        raise ValueError(f"absgrad has shape {tuple(absgrad.shape)}, expected {(len(w2c), count)}")
+    gaussians = (means, quats, scales, opacities, colors)
+    if count == 0:
+        nothing = means.new_zeros(len(w2c), height, width, 1) + sum(tensor.sum() for tensor in gaussians)
+        return nothing.expand(-1, -1, -1, 3), nothing
+    device = cuda if means.is_cuda else cpu
+    return device.rasterize(*gaussians, w2c, K, width, height, absgrad)
+
+
+def paint(means, quats, scales, opacities, colors, w2c, K, width: int, height: int, background: torch.Tensor) -> torch.Tensor:
+    """Pictures [B, H, W, 3] uint8 of B scenes over `background` [H, W, 3], 0..1. The rest as in `rasterize`; no gradient."""
+    count = _check(means, quats, scales, opacities, colors, w2c, K, width, height)
+    if count == 0 or means.is_cuda:
+        rgb, alpha = rasterize(means, quats, scales, opacities, colors, w2c, K, width, height)
+        return to_bytes(torch.addcmul(rgb, 1 - alpha, background))
+    return cpu.paint(means, quats, scales, opacities, colors, w2c, K, width, height, background)
+
+
+def to_bytes(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures of about 0..1 as uint8."""
+    return pictures.clamp(0, 1).mul_(255).add_(0.5).to(torch.uint8)
+
+
+def _check(means, quats, scales, opacities, colors, w2c, K, width, height) -> int:
+    """The number of Gaussians. Raises `ValueError` where shapes disagree."""
     tensors = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "colors": colors}
     batch = len(w2c)
     count = means.shape[1] if means.ndim == 3 else -1
@@ -56,47 +82,4 @@ def rasterize(
         raise ValueError(f"w2c has shape {tuple(w2c.shape)} and K {tuple(K.shape)}, expected [B, 4, 4] and [B, 3, 3]")
     if width < 1 or height < 1:
         raise ValueError(f"a picture of {width} x {height} pixels has no pixel")
-    if absgrad is not None and tuple(absgrad.shape) != (batch, count):
-        raise ValueError(f"absgrad has shape {tuple(absgrad.shape)}, expected {(batch, count)}")
-    if count == 0:
-        nothing = means.new_zeros(batch, height, width, 1) + sum(tensor.sum() for tensor in tensors.values())
-        return nothing.expand(-1, -1, -1, 3), nothing
-    if means.is_cuda:
-        return _on_cuda(*tensors.values(), w2c, K, width, height, absgrad)
-    return cpu.rasterize(*tensors.values(), w2c, K, width, height, absgrad)
-
-
-def _on_cuda(means, quats, scales, opacities, colors, w2c, K, width, height, absgrad):
-    from difflistener.errors import require
-
-    gsplat = require("gsplat")
-    batch, count = len(w2c), means.shape[1]
-    rgb, alpha, info = gsplat.rasterization(
-        means.expand(batch, count, 3), quats.expand(batch, count, 4), scales.expand(batch, count, 3),
-        opacities.expand(batch, count), colors.expand(batch, count, 3), w2c[:, None], K[:, None], width, height,
-        near_plane=NEAR_PLANE, packed=False, absgrad=absgrad is not None,
-    )
-    if absgrad is not None:
-        rgb, alpha = _Record.apply(rgb, alpha, info, absgrad)
-    return rgb[:, 0], alpha[:, 0]
-
-
-class _Record(torch.autograd.Function):
-    """Passes gsplat's pictures on; once a backward pass is over, adds what it left in `means2d.absgrad` to a buffer.
-
-    A hook on `means2d` would do the same but hold its own tensor, and so the graph, for ever if backward never ran.
-    """
-
-    @staticmethod
-    def forward(ctx, rgb, alpha, info, absgrad):
-        ctx.info, ctx.absgrad = info, absgrad
-        return rgb.view_as(rgb), alpha.view_as(alpha)
-
-    @staticmethod
-    def backward(ctx, grad_rgb, grad_alpha):
-        def add():
-            norm = ctx.info["means2d"].absgrad.norm(dim=-1)
-            ctx.absgrad.add_(norm.reshape(ctx.absgrad.shape))
-
-        torch.autograd.Variable._execution_engine.queue_callback(add)
-        return grad_rgb, grad_alpha, None, None
+    return count

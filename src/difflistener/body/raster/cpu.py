@@ -40,6 +40,8 @@ def _library() -> ctypes.CDLL:
                         "Run: pip install . (needs a C++17 compiler), or see CMakeLists.txt for a build in the source tree.")
     library.raster_forward.argtypes = [ctypes.POINTER(_Batch), _floats, _floats, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p)]
     library.raster_forward.restype = ctypes.c_int32
+    library.raster_paint.argtypes = [ctypes.POINTER(_Batch), _floats, ctypes.c_void_p]
+    library.raster_paint.restype = ctypes.c_int32
     library.raster_backward.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Batch), _floats, _floats, ctypes.POINTER(_Gradients)]
     library.raster_backward.restype = None
     library.raster_release.argtypes = [ctypes.c_void_p]
@@ -89,7 +91,7 @@ class _Kept:
 class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colors, w2c, K, width, height, absgrad):
-        tensors = [t.detach().to(torch.float32).contiguous() for t in (means, quats, scales, opacities, colors, w2c, K)]
+        tensors = _plain(means, quats, scales, opacities, colors, w2c, K)
         batch = len(w2c)
         rgb = torch.empty(batch, height, width, 3)
         alpha = torch.empty(batch, height, width, 1)
@@ -121,6 +123,20 @@ class _Rasterize(torch.autograd.Function):
 def rasterize(means, quats, scales, opacities, colors, w2c, K, width, height, absgrad=None):
     """As `difflistener.body.raster.rasterize`, shapes already checked and N > 0."""
     return _Rasterize.apply(means, quats, scales, opacities, colors, w2c, K, width, height, absgrad)
+
+
+def paint(means, quats, scales, opacities, colors, w2c, K, width, height, background):
+    """As `difflistener.body.raster.paint`, shapes already checked and N > 0."""
+    *tensors, background = _plain(means, quats, scales, opacities, colors, w2c, K, background)
+    pictures = torch.empty(len(w2c), height, width, 3, dtype=torch.uint8)
+    bad = _library().raster_paint(_describe(tensors, width, height), background.data_ptr(), pictures.data_ptr())
+    if bad:
+        _refuse(tensors, bad - 1)
+    return pictures
+
+
+def _plain(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [t.detach().to(torch.float32).contiguous() for t in tensors]
 
 
 def _pointer(tensor: torch.Tensor | None):

@@ -424,6 +424,27 @@ INLINE void store_colors(float* p, Row red, Row green, Row blue) {
     store_row(p + 8, __builtin_shufflevector(__builtin_shufflevector(red, green, 3, 7, 7, 7), blue, 6, 0, 1, 7));
 }
 
+INLINE void store_thrice(float* p, Row v) {
+    store_row(p, __builtin_shufflevector(v, v, 0, 0, 0, 1));
+    store_row(p + 4, __builtin_shufflevector(v, v, 1, 1, 2, 2));
+    store_row(p + 8, __builtin_shufflevector(v, v, 2, 3, 3, 3));
+}
+
+// The first `count` of a tile row's colours over the background, as bytes. Each operation rounds as torch's would.
+INLINE void store_bytes(uint8_t* out, const float* background, const float* colors, const float* left, int count) {
+    typedef uint8_t Bytes __attribute__((vector_size(W)));
+    float behind[3 * TILE] = {};
+    uint8_t bytes[3 * TILE];
+    __builtin_memcpy(behind, background, sizeof(float) * count);
+    for (int i = 0; i < 3 * TILE; i += W) {
+        const F value = load(colors + i) + load(left + i) * load(behind + i);
+        const F scaled = min(max(value, F{}), splat(1.0f)) * 255.0f + 0.5f;
+        const Bytes rounded = __builtin_convertvector(__builtin_convertvector(scaled, I), Bytes);
+        __builtin_memcpy(bytes + i, &rounded, W);
+    }
+    __builtin_memcpy(out, bytes, count);
+}
+
 struct alignas(64) BlockState {
     float transmittance[LANES];  // goes on falling after a pixel has stopped: below the minimum means stopped
     float red[LANES], green[LANES], blue[LANES], alpha[LANES];
@@ -483,7 +504,7 @@ void blend(const BlendArgs& args, int tile) {
     const int rows = args.height - y0 < TILE ? args.height - y0 : TILE;
     const uint32_t begin = args.tile_offsets[tile], end = args.tile_offsets[tile + 1];
     args.tile_used[tile] = 0;
-    if (begin == end) {
+    if (begin == end && !args.bytes) {
         for (int row = 0; row < rows; ++row) {
             const int64_t pixel = (int64_t)(y0 + row) * args.width + x0;
             __builtin_memset(args.rgb + 3 * pixel, 0, sizeof(float) * 3 * columns);
@@ -514,6 +535,20 @@ void blend(const BlendArgs& args, int tile) {
             done |= (uint32_t)stopped(states[block]) << block;
         }
         args.tile_used[tile] = first + count - begin;
+    }
+    if (args.bytes) {
+        for (int row = 0; row < rows; ++row) {
+            float colors[3 * TILE], left[3 * TILE];
+            for (int column = 0; column < TILE; column += BLOCK) {
+                const BlockState& s = states[row / BLOCK * (TILE / BLOCK) + column / BLOCK];
+                const int lane = row % BLOCK * BLOCK;
+                store_colors(colors + 3 * column, load_row(s.red + lane), load_row(s.green + lane), load_row(s.blue + lane));
+                store_thrice(left + 3 * column, 1.0f - load_row(s.alpha + lane));
+            }
+            const int64_t value = 3 * ((int64_t)(y0 + row) * args.width + x0);
+            store_bytes(args.bytes + value, args.background + value, colors, left, 3 * columns);
+        }
+        return;
     }
     for (int row = 0; row < rows; ++row)
         for (int column = 0; column < columns; column += BLOCK) {

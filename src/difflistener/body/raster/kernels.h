@@ -67,6 +67,8 @@ struct BlendArgs {
     uint32_t* tile_used;           // [tiles] leading pairs of the tile that were looked at before all pixels stopped
     float* rgb;                    // [H, W, 3]
     float* alpha;                  // [H, W]
+    const float* background;       // [H, W, 3], read where bytes is given
+    uint8_t* bytes;                // [H, W, 3] the picture over the background; null to write rgb and alpha instead
 };
 
 // Sums over the pixels of a tile, with u = alpha * dL/dalpha (0 where alpha is clamped) and d = pixel - mean.

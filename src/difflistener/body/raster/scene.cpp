@@ -65,7 +65,7 @@ struct Scene {
     int tiles() const { return tiles_x() * ((camera.height + TILE - 1) / TILE); }
     BlendArgs blend_args(float* rgb_out, float* alpha_out) {
         return {camera.width, camera.height, tiles_x(), splats.data(), pairs.data(), tile_offsets.data(),
-                block_masks.data(), tile_used.data(), rgb_out, alpha_out};
+                block_masks.data(), tile_used.data(), rgb_out, alpha_out, nullptr, nullptr};
     }
 };
 
@@ -214,13 +214,13 @@ int ranges(int n) { return (n + RANGE - 1) / RANGE; }
 
 using namespace raster;
 
-extern "C" {
-
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
 #else
 #define EXPORT __attribute__((visibility("default")))
 #endif
+
+extern "C" {
 
 // Input arrays of a batch; a stride (in floats, from scene to scene) of 0 shares one array among all scenes.
 struct RasterBatch {
@@ -236,47 +236,72 @@ struct RasterGradients {
     float* absgrad;                                       // [B, N], added to, or null
 };
 
-// Renders rgb [B, H, W, 3] and alpha [B, H, W]. Returns 0, or 1 + the number of the first scene with an input that is
-// not finite. `*kept` receives what raster_backward needs if `keep`, else null; give it to raster_release.
-EXPORT int32_t raster_forward(const RasterBatch* in, float* rgb, float* alpha, int32_t keep, void** kept) {
+}  // extern "C"
+
+namespace {
+
+// Every scene of a batch up to its pixels, which go where output(scene, b) says. Returns as raster_forward.
+template <class Output>
+int32_t render(Context& context, const RasterBatch* in, Output output) {
     const Kernels& k = kernels();
     Shared threads = shared_pool();
-    std::unique_ptr<Context> context = take_context(in->batch);
-    context->n = in->n;
-    const int64_t pixels = (int64_t)in->width * in->height;
+    context.n = in->n;
     for (int b = 0; b < in->batch; ++b) {
-        Scene& s = context->scenes[b];
+        Scene& s = context.scenes[b];
         s.camera = make_camera(in->w2c + 16 * b, in->K + 9 * b, in->width, in->height);
         s.in = {in->means + b * in->means_stride, in->quats + b * in->quats_stride, in->scales + b * in->scales_stride,
                 in->opacities + b * in->opacities_stride, in->colors + b * in->colors_stride};
-        s.rgb = rgb + 3 * pixels * b;
-        s.alpha = alpha + pixels * b;
         s.allocate(in->n);
     }
     const int per_scene = ranges(in->n);
     std::vector<char> finite((size_t)per_scene * in->batch, 1);
     threads.pool.run(per_scene * in->batch, [&](int task) {
-        Scene& s = context->scenes[task / per_scene];
+        Scene& s = context.scenes[task / per_scene];
         const int begin = task % per_scene * RANGE, end = std::min(begin + RANGE, in->n);
-        finite[task] = camera_is_finite(s.camera) && k.project({s.camera, s.in, s.splats.data(), s.rects.data(), s.depths.data()}, begin, end);
+        finite[task] = camera_is_finite(s.camera) &&
+                       k.project({s.camera, s.in, s.splats.data(), s.rects.data(), s.depths.data()}, begin, end);
     });
     for (size_t task = 0; task < finite.size(); ++task)
-        if (!finite[task]) {
-            *kept = nullptr;
-            const int scene = (int)(task / per_scene);
-            give_context(std::move(context));
-            return 1 + scene;
-        }
-    bin(threads.pool, context->scenes, in->n);
-    const int tiles = context->scenes[0].tiles();
-    threads.pool.run(tiles * in->batch, [&](int task) {
-        const int b = task / tiles;
-        Scene& s = context->scenes[b];
-        k.blend(s.blend_args(rgb + 3 * pixels * b, alpha + pixels * b), task % tiles);
-    });
-    *kept = keep ? context.release() : nullptr;
-    if (!keep) give_context(std::move(context));
+        if (!finite[task]) return 1 + (int)(task / per_scene);
+    bin(threads.pool, context.scenes, in->n);
+    std::vector<BlendArgs> args;
+    for (int b = 0; b < in->batch; ++b) args.push_back(output(context.scenes[b], b));
+    const int tiles = context.scenes[0].tiles();
+    threads.pool.run(tiles * in->batch, [&](int task) { k.blend(args[task / tiles], task % tiles); });
     return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Renders rgb [B, H, W, 3] and alpha [B, H, W]. Returns 0, or 1 + the number of the first scene with an input that is
+// not finite. `*kept` receives what raster_backward needs if `keep`, else null; give it to raster_release.
+EXPORT int32_t raster_forward(const RasterBatch* in, float* rgb, float* alpha, int32_t keep, void** kept) {
+    std::unique_ptr<Context> context = take_context(in->batch);
+    const int64_t pixels = (int64_t)in->width * in->height;
+    const int32_t bad = render(*context, in, [=](Scene& s, int b) {
+        s.rgb = rgb + 3 * pixels * b;
+        s.alpha = alpha + pixels * b;
+        return s.blend_args(rgb + 3 * pixels * b, alpha + pixels * b);
+    });
+    *kept = keep && !bad ? context.release() : nullptr;
+    if (!*kept) give_context(std::move(context));
+    return bad;
+}
+
+// Renders pictures [B, H, W, 3] over background [H, W, 3], 0..1. Returns as raster_forward.
+EXPORT int32_t raster_paint(const RasterBatch* in, const float* background, uint8_t* pictures) {
+    std::unique_ptr<Context> context = take_context(in->batch);
+    const int64_t values = 3 * (int64_t)in->width * in->height;
+    const int32_t bad = render(*context, in, [=](Scene& s, int b) {
+        BlendArgs args = s.blend_args(nullptr, nullptr);
+        args.background = background;
+        args.bytes = pictures + values * b;
+        return args;
+    });
+    give_context(std::move(context));
+    return bad;
 }
 
 // Gradients of the batch that gave `kept`; its inputs, rgb and alpha must still stand where they stood.

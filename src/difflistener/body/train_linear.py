@@ -1,0 +1,181 @@
+"""Trains the linear body. Axes: B frames, N Gaussians, T frames of the clip."""
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from difflistener.body.baselines import neutral_frame
+from difflistener.body.config import BodyTraining
+from difflistener.body.data import BodyData
+from difflistener.body.gaussians import neighbour_distance, seed_gaussians
+from difflistener.body.linear import LinearBody
+from difflistener.body.model import Body, BodyConfig
+from difflistener.body.train import Report, provenance, recipe_of, synchronize
+from difflistener.checkpoint import (
+    delayed_interrupt,
+    load_training_state,
+    optimizer_tensors,
+    restore_optimizer,
+    save_training_state,
+)
+from difflistener.clip import MASK_LABELS, Clip
+from difflistener.metrics.image import ssim
+from difflistener.motion import EXPRESSION, ROTATION
+from difflistener.progress import progress
+
+NUM_BASES = 20
+SSIM_WEIGHT = 0.2
+OUTSIDE_WEIGHT = 0.02
+BASIS_WEIGHT = 1e-3
+LEARNING_RATES = {
+    "means": 3e-3, "log_scales": 5e-3, "quats": 2e-3, "opacity_logits": 3e-2, "colors": 3e-3, "rigid_logits": 1e-2,
+    "deformation.mix.weight": 1e-3, "deformation.mlp": 1e-3,
+    "deformation.position": 6e-5, "deformation.opacity": 1.3e-3, "deformation.color": 2.7e-4,
+}
+FADING = ("means",)
+"""Learning rates that fall to a hundredth over the run."""
+
+
+def train_linear(config: BodyTraining, clip: Clip, data: BodyData, labels: np.ndarray) -> dict:
+    """Train the body and return its summary; the checkpoint stands in `config.out`, which is claimed already.
+
+    Args:
+        config: resolved.
+        labels: [T, H, W] uint8, see MASK_LABELS.
+    """
+    body = start_body(data, labels, clip.basis, config).to(config.device)
+    optimizer, schedule = make_optimizer(body, config.steps)
+    first, seconds = 0, 0.0
+    if config.resume:
+        first, seconds = _restore(body, optimizer, schedule, config.out)
+
+    trainer = _Trainer(body, data, config)
+    report = Report(config, data)
+    with torch.no_grad():
+        body(data.motion[:1].to(config.device))  # gsplat compiles at its first use: not a part of the training time.
+    begun = time.monotonic()
+    with delayed_interrupt() as asked:
+        for step, task in progress(range(first, config.steps), "train body", total=config.steps, start=first):
+            loss = trainer.step(step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            if step % 20 == 0:
+                task.set_note(f"loss {float(loss):.4f}")
+            is_due = (step + 1) % config.save_every == 0 and step + 1 < config.steps
+            if is_due or asked.is_set():
+                synchronize(config.device)
+                seconds += time.monotonic() - begun
+                if is_due:
+                    report.add(body, step + 1, seconds)
+                _save_state(body, optimizer, step + 1, seconds, recipe_of(clip, config), config.out)
+                begun = time.monotonic()
+            if asked.is_set():
+                raise KeyboardInterrupt
+    synchronize(config.device)
+    seconds += time.monotonic() - begun
+    summary = report.add(body, config.steps, seconds, last=True)
+    summary["images_per_s"] = round(config.steps * config.batch_size / max(seconds, 1e-9), 1)
+    summary["device"] = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
+    body.save_pretrained(config.out, summary, provenance(clip, config))
+    shutil.rmtree(config.out / "training_state")
+    return summary
+
+
+def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTraining) -> LinearBody:
+    """A body before its first step: Gaussians seeded from the template and the straightest frame."""
+    height, width = data.size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # Layers draw their first weights from the global generator.
+        body = LinearBody(BodyConfig(basis, width, height, config.gaussians, NUM_BASES))
+    train = torch.from_numpy(data.train)
+    motion, eyes = data.motion[train], data.eyes[train]
+    index = neutral_frame(data, data.train)
+    rotation = data.motion[index, ROTATION].numpy()
+    num_codes = NUM_BASES - 6
+    codes = np.eye(num_codes, data.motion.shape[1] - 6, dtype=np.float32)
+    directions = data.basis.decode(codes) - data.basis.decode(np.zeros_like(codes[:1]))
+    reference = data.reference(Rotation.from_rotvec(rotation).as_matrix(), index, np.asarray(labels[index]))
+    # Offsets are zero at the mean motion, so the seeds stand where the face is then.
+    usual = data.template + data.basis.decode(motion[:, EXPRESSION].mean(0, keepdim=True).numpy())[0]
+    generator = np.random.default_rng(config.seed)
+    seeds = seed_gaussians(config.gaussians, usual, directions, reference, MASK_LABELS, generator)
+    spacing = torch.from_numpy(neighbour_distance(seeds.means.numpy())).float().clamp(1e-3, 0.3)
+    with torch.no_grad():
+        body.means.copy_(seeds.means)
+        body.colors.copy_(seeds.colors)
+        body.rigid_logits.copy_(seeds.rigid)
+        body.group.copy_(seeds.group)
+        body.opacity_logits.fill_(0.5)
+        body.log_scales.copy_((0.8 * spacing).log()[:, None].expand(-1, 3))
+        body.deformation.start_from(motion, seeds.bases)
+        body.background.copy_(data.background)
+        body.K.copy_(torch.from_numpy(data.K))
+        body.reference_rotation.copy_(torch.from_numpy(rotation))
+        shift, turn = body.torso_transform(data.torso[index : index + 1])
+        body.reference_translation.copy_(data.translation[index])
+        body.reference_translation.copy_(turn[0].T @ (data.translation[index] - shift[0]))
+        body.set_follow(data.follow, motion, eyes)
+    return body
+
+
+def make_optimizer(body: Body, steps: int):
+    groups = []
+    for prefix, rate in LEARNING_RATES.items():
+        tensors = [p for name, p in body.named_parameters() if name == prefix or name.startswith(prefix + ".")]
+        assert tensors, prefix
+        groups.append({"params": tensors, "lr": rate, "name": prefix})
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
+    fade = [(lambda step: 0.01 ** (step / steps)) if group["name"] in FADING else (lambda step: 1.0) for group in groups]
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, fade)
+
+
+class _Trainer:
+    def __init__(self, body: Body, data: BodyData, config: BodyTraining):
+        self.body, self.data, self.config = body, data, config
+        self.on_gpu = config.device == "cuda"
+        if self.on_gpu:
+            self.frames = torch.from_numpy(np.ascontiguousarray(data.frames)).to(config.device)
+            self.outside = torch.from_numpy(np.ascontiguousarray(data.outside)).to(config.device)
+
+    def step(self, step: int) -> torch.Tensor:
+        """Loss of one batch, with gradients left in the body. The batch depends on the seed and the step alone."""
+        order = np.random.default_rng((self.config.seed, step))
+        index = order.choice(self.data.train, self.config.batch_size, replace=len(self.data.train) < self.config.batch_size)
+        device = self.config.device
+        if self.on_gpu:
+            where = torch.from_numpy(index).to(device)
+            truth, outside = self.frames[where].float() / 255, self.outside[where]
+        else:
+            truth, outside = self.data.picture(index), torch.from_numpy(self.data.outside[index])
+        pictures, alpha = self.body(*self.data.inputs(index, device))
+        deformation = self.body.deformation
+        size = sum((p**2).sum(0).mean() for p in (deformation.position, deformation.opacity, deformation.color))
+        loss = (
+            (pictures - truth).abs().mean()
+            + SSIM_WEIGHT * (1 - ssim(pictures, truth).mean())
+            + OUTSIDE_WEIGHT * (alpha[..., 0] * outside).mean()
+            + BASIS_WEIGHT * size
+        )
+        loss.backward()
+        return loss.detach()
+
+
+def _save_state(body: Body, optimizer, step: int, seconds: float, recipe: dict, out: Path) -> None:
+    tensors = {f"body.{name}": tensor for name, tensor in body.state_dict().items()} | optimizer_tensors(optimizer)
+    save_training_state(out, tensors, {"step": step, "seconds": seconds, "recipe": recipe})
+
+
+def _restore(body: Body, optimizer, schedule, out: Path) -> tuple[int, float]:
+    """Go back to the saved state; returns its step and the seconds trained so far."""
+    tensors, state = load_training_state(out)
+    body.load_state_dict({name.removeprefix("body."): tensor for name, tensor in tensors.items() if name.startswith("body.")})
+    restore_optimizer(optimizer, tensors)
+    schedule.last_epoch = state["step"]
+    for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
+        group["lr"] = rate * factor(state["step"])
+    return state["step"], state["seconds"]
