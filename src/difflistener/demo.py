@@ -68,11 +68,11 @@ def demo(config: Demo) -> dict:
 
 def _run(arguments: list) -> None:
     """Run one verb as the command line would."""
-    from difflistener.cli import VERBS, load, parse
+    from difflistener.cli import TWO_WORDS, VERBS, load, parse
 
     words = [str(argument) for argument in arguments]
     print(f"\n$ difflistener {shlex.join(words)}", file=sys.stderr, flush=True)
-    count = 2 if words[0] in cli.TWO_WORDS else 1
+    count = 2 if words[0] in TWO_WORDS else 1
     verb = " ".join(words[:count])
     settings, function, _ = VERBS[verb]
     result = load(function)(parse(load(settings), verb, words[count:]))
