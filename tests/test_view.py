@@ -76,8 +76,6 @@ def face_with_codes(*moves):
         body.means.copy_(torch.tensor([[np.mean(x), np.mean(y), -0.7] for x, y in REGIONS.values()]))
         body.rigid_logits.fill_(20)
         body.deformation.mix.weight.zero_()
-        body.deformation.mlp[2].weight.zero_()
-        body.deformation.mlp[2].bias.zero_()
         for code, parts in enumerate(moves):
             body.deformation.mix.weight[code, code] = 1
             for name, path in parts.items():

@@ -17,6 +17,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import tyro
 
+from difflistener.basis import POSTURE
 from difflistener.errors import UserError, require
 from difflistener.motion import FPS, ROTATION
 
@@ -31,6 +32,8 @@ HEAD_SLIDERS = {
     "roll (degrees)": "above 0 it tilts clockwise",
 }
 """Name and hint of the axis-angle components x, y, z of the head's rotation."""
+POSTURE_SLIDERS = ("head right", "head down", "head away", "torso right", "torso down", "torso turn")
+"""Names of the posture codes, in standard deviations."""
 
 REGIONS = {
     "brows": ((0.0, 0.7), (-0.55, -0.33)),
@@ -113,11 +116,9 @@ def covariances(quats, scales):
     """Covariance matrices [N, 3, 3] of Gaussians with quaternions [N, 4] (wxyz, of any length) and scales [N, 3]."""
     import torch
 
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=1).unbind(1)
-    rotation = torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-                            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-                            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], 1).unflatten(1, (3, 3))
-    axes = rotation * scales[:, None]
+    from difflistener.body.geometry import matrix_from_quaternion
+
+    axes = matrix_from_quaternion(torch.nn.functional.normalize(quats, dim=1)) * scales[:, None]
     return axes @ axes.mT
 
 
@@ -300,6 +301,10 @@ class Page:
                 self._add_slider(name, entry, -reach, reach, math.degrees(1), 0, hint)
             follows = gui.add_checkbox("torso follows", True, hint="off: the torso rests while the head turns")
             follows.on_update(lambda event: self._hold_torso(not event.target.value))
+        if puppet.body.posture_std.any():
+            with gui.add_folder("Posture"):
+                for entry, name in enumerate(POSTURE_SLIDERS, POSTURE.start):
+                    self._add_slider(name, entry, low[entry], high[entry], 1.0, 2, "beyond what the head's turn brings with it")
         with gui.add_folder("Expression"):
             for code, name in enumerate(name_codes(puppet.body)):
                 hint = f"expression code {code}, over the range that training showed"

@@ -1,8 +1,8 @@
 """How 56 motion numbers move Gaussians: the linear deformation.
 
-theta (standardised motion) -> psi = W theta + MLP(theta), K numbers -> offsets of position, opacity logit and colour
-that are linear in psi, with one basis row a Gaussian. Scale and rotation carry no basis: the rigid head pose turns
-them. Knows nothing of cameras or pictures. Axes: B frames, N Gaussians, K motion bases, D = 56 motion.
+theta (standardised motion) -> psi = W theta, K numbers -> offsets of position, opacity logit and colour that are linear
+in psi, with one basis row a Gaussian. Scale and rotation carry no basis: the rigid head pose turns them. Knows nothing
+of cameras or pictures. Axes: B frames, N Gaussians, K motion bases, D = 56 motion.
 """
 
 import torch
@@ -10,32 +10,33 @@ from torch import nn
 
 from difflistener.motion import EXPRESSION, NUM_MOTION, ROTATION
 
-HIDDEN = 64
 MARGIN = 0.15
 """How far beyond the training range a coefficient runs freely, as a share of that range."""
 
 
 class LinearDeformation(nn.Module):
-    """Offsets linear in K learned mixtures of the motion numbers (study recipe: K about 20)."""
+    """Offsets linear in K learned mixtures of the motion numbers (K about 20 is enough)."""
 
     def __init__(self, num_gaussians: int, num_bases: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(NUM_MOTION))
         self.register_buffer("std", torch.ones(NUM_MOTION))
+        self.register_buffer("gain", torch.ones(NUM_MOTION))
         self.register_buffer("low", torch.full((NUM_MOTION,), -1.0))
         self.register_buffer("high", torch.full((NUM_MOTION,), 1.0))
         self.mix = nn.Linear(NUM_MOTION, num_bases, bias=False)
-        self.mlp = nn.Sequential(nn.Linear(NUM_MOTION, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, num_bases))
         self.position = nn.Parameter(torch.zeros(num_bases, num_gaussians, 3))
         self.opacity = nn.Parameter(torch.zeros(num_bases, num_gaussians))
         self.color = nn.Parameter(torch.zeros(num_bases, num_gaussians, 3))
 
     @torch.no_grad()
-    def start_from(self, motion: torch.Tensor, seed_bases: torch.Tensor) -> None:
+    def start_from(self, motion: torch.Tensor, seed_bases: torch.Tensor, gain: torch.Tensor) -> None:
         """Fit the normaliser to training motion [T, 56] and start the position bases at `seed_bases` [N, J, 3].
 
         The first J bases then move the seeds as the first J expression codes do; the next three see the rotation.
+        `gain` [56] is how much of each standardised number the mixtures see: the less, the slower they learn from it.
         """
+        self.gain.copy_(gain)
         self.mean.copy_(motion.mean(0))
         self.std.copy_(motion.std(0).clamp_min(1e-3))
         theta = (motion - self.mean) / self.std
@@ -45,17 +46,15 @@ class LinearDeformation(nn.Module):
         assert num_codes + 3 <= len(self.position)
         self.mix.weight.zero_()
         code = torch.arange(num_codes)
-        self.mix.weight[code, EXPRESSION.start + code] = 1.0
+        self.mix.weight[code, EXPRESSION.start + code] = 1 / gain[code]
         turn = torch.arange(3)
         self.mix.weight[num_codes + turn, ROTATION.start + turn] = 1.0
-        nn.init.zeros_(self.mlp[2].weight)
-        nn.init.zeros_(self.mlp[2].bias)
         self.position[:num_codes] = seed_bases.transpose(0, 1) * self.std[code, None, None]
 
     def psi(self, motion: torch.Tensor) -> torch.Tensor:
         """Mixtures [B, K] of motion [B, 56], held softly inside the range that training showed."""
         theta = soft_clamp((motion - self.mean) / self.std, self.low, self.high)
-        return self.mix(theta) + self.mlp(theta)
+        return self.mix(theta * self.gain)
 
     def forward(self, motion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Offsets of position [B, N, 3], opacity logit [B, N] and colour [B, N, 3] for motion [B, 56]."""

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from difflistener.body.baselines import neutral_frame
+from difflistener.basis import NUM_FACE
+from difflistener.body.baselines import motion_distance, neutral_frame
 from difflistener.body.config import BodyTraining
 from difflistener.body.data import BodyData
 from difflistener.body.gaussians import neighbour_distance, seed_gaussians
@@ -24,17 +26,25 @@ from difflistener.checkpoint import (
 )
 from difflistener.clip import MASK_LABELS, Clip
 from difflistener.metrics.image import ssim
-from difflistener.motion import EXPRESSION, ROTATION
+from difflistener.motion import EXPRESSION, NUM_EXPRESSION, ROTATION
 from difflistener.progress import progress
 
 NUM_BASES = 20
 SSIM_WEIGHT = 0.2
 OUTSIDE_WEIGHT = 0.02
 BASIS_WEIGHT = 1e-3
+SMOOTH_WEIGHT = 300.0
+"""Of the squared difference between the position bases of neighbouring Gaussians."""
+NEIGHBOURS = 8
+AVERAGE_FROM = 0.4
+"""The weights shown are a running average that begins at this share of the steps."""
+AVERAGE_DECAY = 0.99
+DENSITY_NEIGHBOUR = 10
+DENSITY_FRAMES = 4000
+"""A frame is drawn in proportion to its distance to the 10th nearest of at most 4000 others: rare faces count more."""
 LEARNING_RATES = {
     "means": 3e-3, "log_scales": 5e-3, "quats": 2e-3, "opacity_logits": 3e-2, "colors": 3e-3, "rigid_logits": 1e-2,
-    "deformation.mix.weight": 1e-3, "deformation.mlp": 1e-3,
-    "deformation.position": 6e-5, "deformation.opacity": 1.3e-3, "deformation.color": 2.7e-4,
+    "deformation.mix.weight": 1e-3, "deformation.position": 6e-5, "deformation.opacity": 1.3e-3, "deformation.color": 2.7e-4,
 }
 FADING = ("means",)
 """Learning rates that fall to a hundredth over the run."""
@@ -49,11 +59,12 @@ def train_linear(config: BodyTraining, clip: Clip, data: BodyData, labels: np.nd
     """
     body = start_body(data, labels, clip.basis, config).to(config.device)
     optimizer, schedule = make_optimizer(body, config.steps)
+    average = _Average(body, config.steps)
+    trainer = _Trainer(body, data, config)  # Before a restored body: neighbours are those of the seeds.
     first, seconds = 0, 0.0
     if config.resume:
-        first, seconds = _restore(body, optimizer, schedule, config.out)
+        first, seconds = _restore(body, optimizer, schedule, average, config.out)
 
-    trainer = _Trainer(body, data, config)
     report = Report(config, data)
     with torch.no_grad():
         body(data.motion[:1].to(config.device))  # gsplat compiles at its first use: not a part of the training time.
@@ -64,6 +75,7 @@ def train_linear(config: BodyTraining, clip: Clip, data: BodyData, labels: np.nd
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
+            average.update(step)
             if step % 20 == 0:
                 task.set_note(f"loss {float(loss):.4f}")
             is_due = (step + 1) % config.save_every == 0 and step + 1 < config.steps
@@ -71,13 +83,15 @@ def train_linear(config: BodyTraining, clip: Clip, data: BodyData, labels: np.nd
                 synchronize(config.device)
                 seconds += time.monotonic() - begun
                 if is_due:
-                    report.add(body, step + 1, seconds)
-                _save_state(body, optimizer, step + 1, seconds, recipe_of(clip, config), config.out)
+                    with average:
+                        report.add(body, step + 1, seconds)
+                _save_state(body, optimizer, average, step + 1, seconds, recipe_of(clip, config), config.out)
                 begun = time.monotonic()
             if asked.is_set():
                 raise KeyboardInterrupt
     synchronize(config.device)
     seconds += time.monotonic() - begun
+    average.settle()
     summary = report.add(body, config.steps, seconds, last=True)
     summary["images_per_s"] = round(config.steps * config.batch_size / max(seconds, 1e-9), 1)
     summary["device"] = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
@@ -112,7 +126,7 @@ def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTrain
         body.group.copy_(seeds.group)
         body.opacity_logits.fill_(0.5)
         body.log_scales.copy_((0.8 * spacing).log()[:, None].expand(-1, 3))
-        body.deformation.start_from(motion, seeds.bases)
+        body.deformation.start_from(motion, seeds.bases, _gain(data, motion))
         body.background.copy_(data.background)
         body.K.copy_(torch.from_numpy(data.K))
         body.reference_rotation.copy_(torch.from_numpy(rotation))
@@ -121,6 +135,16 @@ def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTrain
         body.reference_translation.copy_(turn[0].T @ (data.translation[index] - shift[0]))
         body.set_follow(data.follow, motion, eyes)
     return body
+
+
+def _gain(data: BodyData, motion: torch.Tensor) -> torch.Tensor:
+    """How much of each motion number [56] the mixtures see: codes that move little are mostly tracking noise."""
+    identity = np.eye(NUM_FACE, NUM_EXPRESSION, dtype=np.float32)
+    moved = data.basis.decode(identity) - data.basis.decode(np.zeros_like(identity[:1]))
+    size = torch.from_numpy(np.linalg.norm(moved.reshape(NUM_FACE, -1), axis=1)) * motion.std(0)[:NUM_FACE]
+    gain = torch.ones(motion.shape[1])
+    gain[:NUM_FACE] = (size / size.max()).clamp_min(1e-4).sqrt()
+    return gain
 
 
 def make_optimizer(body: Body, steps: int):
@@ -141,11 +165,14 @@ class _Trainer:
         if self.on_gpu:
             self.frames = torch.from_numpy(np.ascontiguousarray(data.frames)).to(config.device)
             self.outside = torch.from_numpy(np.ascontiguousarray(data.outside)).to(config.device)
+        means = body.means.detach().cpu().numpy()
+        self.neighbours = torch.from_numpy(cKDTree(means).query(means, NEIGHBOURS + 1)[1][:, 1:].T.copy()).to(config.device)
+        self.chance = _rarity(data, config.seed)
 
     def step(self, step: int) -> torch.Tensor:
         """Loss of one batch, with gradients left in the body. The batch depends on the seed and the step alone."""
         order = np.random.default_rng((self.config.seed, step))
-        index = order.choice(self.data.train, self.config.batch_size, replace=len(self.data.train) < self.config.batch_size)
+        index = order.choice(self.data.train, self.config.batch_size, len(self.data.train) < self.config.batch_size, self.chance)
         device = self.config.device
         if self.on_gpu:
             where = torch.from_numpy(index).to(device)
@@ -154,27 +181,72 @@ class _Trainer:
             truth, outside = self.data.picture(index), torch.from_numpy(self.data.outside[index])
         pictures, alpha = self.body(*self.data.inputs(index, device))
         deformation = self.body.deformation
+        # One of the neighbours a step, another each time: on a CPU all of them would cost as much as the pictures.
+        beside = deformation.position[:, self.neighbours[order.integers(NEIGHBOURS)]]
         size = sum((p**2).sum(0).mean() for p in (deformation.position, deformation.opacity, deformation.color))
         loss = (
             (pictures - truth).abs().mean()
             + SSIM_WEIGHT * (1 - ssim(pictures, truth).mean())
             + OUTSIDE_WEIGHT * (alpha[..., 0] * outside).mean()
             + BASIS_WEIGHT * size
+            + SMOOTH_WEIGHT * ((deformation.position - beside) ** 2).sum(0).mean()
         )
         loss.backward()
         return loss.detach()
 
 
-def _save_state(body: Body, optimizer, step: int, seconds: float, recipe: dict, out: Path) -> None:
+def _rarity(data: BodyData, seed: int) -> np.ndarray:
+    """Chance of each training frame: the distance to its neighbours in motion, summing to one."""
+    motion = data.motion[torch.from_numpy(data.train)]
+    generator = np.random.default_rng(seed)
+    others = motion[generator.permutation(len(motion))[:DENSITY_FRAMES]]
+    spread = motion.std(0)
+    rows = [motion_distance(part, others, spread).sqrt().sort(1).values[:, min(DENSITY_NEIGHBOUR, len(others) - 1)]
+            for part in motion.split(1024)]
+    chance = torch.cat(rows).double() + 1e-9
+    return (chance / chance.sum()).numpy()
+
+
+class _Average:
+    """Running average of a body's parameters; inside `with average` the body shows it."""
+
+    def __init__(self, body: LinearBody, steps: int):
+        self.parameters = [p.data for p in body.parameters()]
+        self.first = int(AVERAGE_FROM * steps)
+        self.values: list[torch.Tensor] | None = None
+
+    def update(self, step: int) -> None:
+        if self.values is None and step >= self.first:
+            self.values = [p.clone() for p in self.parameters]
+        elif self.values is not None:
+            torch._foreach_lerp_(self.values, self.parameters, 1 - AVERAGE_DECAY)
+
+    def settle(self) -> None:
+        """Leave the average in the body."""
+        if self.values is not None:
+            torch._foreach_copy_(self.parameters, self.values)
+
+    def __enter__(self):
+        self.kept = [p.clone() for p in self.parameters]
+        self.settle()
+
+    def __exit__(self, *error):
+        torch._foreach_copy_(self.parameters, self.kept)
+
+
+def _save_state(body: Body, optimizer, average: _Average, step: int, seconds: float, recipe: dict, out: Path) -> None:
     tensors = {f"body.{name}": tensor for name, tensor in body.state_dict().items()} | optimizer_tensors(optimizer)
+    tensors |= {f"average.{k}": values for k, values in enumerate(average.values or [])}
     save_training_state(out, tensors, {"step": step, "seconds": seconds, "recipe": recipe})
 
 
-def _restore(body: Body, optimizer, schedule, out: Path) -> tuple[int, float]:
+def _restore(body: Body, optimizer, schedule, average: _Average, out: Path) -> tuple[int, float]:
     """Go back to the saved state; returns its step and the seconds trained so far."""
     tensors, state = load_training_state(out)
     body.load_state_dict({name.removeprefix("body."): tensor for name, tensor in tensors.items() if name.startswith("body.")})
     restore_optimizer(optimizer, tensors)
+    if "average.0" in tensors:
+        average.values = [tensors[f"average.{k}"].to(p.device) for k, p in enumerate(average.parameters)]
     schedule.last_epoch = state["step"]
     for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
         group["lr"] = rate * factor(state["step"])
