@@ -530,7 +530,7 @@ def test_pictures_can_be_made_smaller(clip, tmp_path):
     assert np.allclose(data.K[:2], full.K[:2] / 2) and data.background.shape == (32, 32, 3)
     mean = full.frames[7].reshape(32, 2, 32, 2, 3).mean((1, 3))
     assert np.abs(data.frames[7] - mean).max() <= 0.5
-    assert not (data.outside & (labels != 0)).any() and data.outside.mean() > 0.1
+    assert not (np.array(data.outside) & (np.array(labels) != 0)).any() and np.array(data.outside).mean() > 0.1
     assert data.train.tolist() == list(range(75)) and data.test.tolist() == list(range(75, 100))
 
 

@@ -74,7 +74,7 @@ def evaluate(painted, out, **changes):
 
 
 def test_every_row_and_file(painted, tmp_path, capsys):
-    figures = evaluate(painted, tmp_path / "scores", refine_steps=8)
+    figures = evaluate(painted, tmp_path / "scores", refine_steps=16)
     printed = capsys.readouterr().out
     assert json.loads((tmp_path / "scores" / "evaluation.json").read_text()) == json.loads(json.dumps(figures, allow_nan=False))
     assert {path.name for path in (tmp_path / "scores").iterdir()} == {"evaluation.json", "strip.png", "large_poses.png"}

@@ -346,7 +346,7 @@ def loaded(clip, tmp_path_factory):
     """Data, and labels with the painted mouth as the inner mouth."""
     data, labels = load_body_data(clip, None, tmp_path_factory.mktemp("pictures"))
     labels = np.array(labels)
-    labels[np.abs(data.frames.astype(int) - [130, 30, 40]).max(-1) < 40] = MASK_LABELS["mouth"]
+    labels[np.abs(np.array(data.frames).astype(int) - [130, 30, 40]).max(-1) < 40] = MASK_LABELS["mouth"]
     return data, labels
 
 

@@ -1,9 +1,11 @@
 """A clip's listener as training data of a body: pictures at the training size, motion, silhouettes.
 
-Knows nothing of Gaussians. Pictures lie memory-mapped on disk, so memory does not grow with the clip's length.
+Knows nothing of Gaussians. Pictures lie on disk and are read as they are asked for, so memory does not grow with the
+clip's length.
 Axes: T frames, H, W at the training size.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +30,48 @@ NEEDED = ("video.mp4", "mask.npz", "background.png", "camera.json", "motion.npy"
           "eyes.npy", "landmarks.npy")
 
 
+class Pictures:
+    """Rows of a .npy file, read when they are indexed. A memory map would count as memory of this process."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")
+        assert np.lib.format.read_magic(self._file) == (1, 0)
+        self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self._file)
+        self._start = self._file.tell()
+        self._row = self.dtype.itemsize * int(np.prod(self.shape[1:]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index) -> np.ndarray:
+        """One row, or the rows that a slice or a list of indices names."""
+        if isinstance(index, (int, np.integer)):
+            return self._read(index)
+        rows = np.arange(len(self))[index]
+        if len(rows) == 0:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        return np.stack([self._read(row) for row in rows])
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def to(self, device: str) -> torch.Tensor:
+        """All rows on a device, [T, ...]."""
+        there = torch.empty(self.shape, dtype=torch.from_numpy(np.empty(0, self.dtype)).dtype, device=device)
+        for start in range(0, len(self), 64):
+            there[start : start + 64] = torch.from_numpy(self[start : start + 64])
+        return there
+
+    def _read(self, row: int) -> np.ndarray:
+        row = range(len(self))[row]
+        content = os.pread(self._file.fileno(), self._row, self._start + int(row) * self._row)
+        return np.frombuffer(bytearray(content), self.dtype).reshape(self.shape[1:])
+
+
 @dataclass(frozen=True)
 class BodyData:
-    frames: np.ndarray  # [T, H, W, 3] uint8, memory-mapped
-    outside: np.ndarray  # [T, H, W] bool, memory-mapped: true well outside the person
+    frames: Pictures  # [T, H, W, 3] uint8
+    outside: Pictures  # [T, H, W] bool: true well outside the person
     motion: torch.Tensor  # [T, 56]
     translation: torch.Tensor  # [T, 3]
     torso: torch.Tensor  # [T, 3]
@@ -82,14 +122,14 @@ def _split(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
     return indices[~held_out], indices[held_out]
 
 
-def load_body_data(clip: Clip, resolution: int | None, cache: Path) -> tuple[BodyData, np.ndarray]:
+def load_body_data(clip: Clip, resolution: int | None, cache: Path) -> tuple[BodyData, Pictures]:
     """Read a clip's listener; pictures are scaled so that the longer side is `resolution` (never enlarged).
 
     Args:
         cache: folder for the scaled pictures; reused if they stand there already.
 
     Returns:
-        The data and the label image [H, W] uint8 of every frame, memory-mapped [T, H, W].
+        The data and the label images [T, H, W] uint8.
     """
     camera = clip.read_json("listener", "camera.json")
     width, height = camera["width"], camera["height"]
@@ -132,25 +172,26 @@ def _cached_pictures(clip: Clip, size: tuple[int, int], cache: Path):
     if not all(path.is_file() for path in paths):
         cache.mkdir(parents=True, exist_ok=True)
         shapes = [((count, height, width, 3), np.uint8), ((count, height, width), np.uint8), ((count, height, width), np.bool_)]
-        with replacing(paths[0]) as a, replacing(paths[1]) as b, replacing(paths[2]) as c:
-            frames, labels, outside = (np.lib.format.open_memmap(p, "w+", dtype, shape) for p, (shape, dtype) in zip((a, b, c), shapes))
+        with replacing(paths[0]) as a, replacing(paths[1]) as b, replacing(paths[2]) as c, \
+                a.open("wb") as frames, b.open("wb") as labels, c.open("wb") as outside:
+            for file, (shape, dtype) in zip((frames, labels, outside), shapes):
+                header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
             pairs = zip(read_frames(clip.file("listener", "video.mp4")), read_masks(clip.file("listener", "mask.npz")))
             reach = max(1, round(SILHOUETTE_MARGIN * max(size)))
             done = 0
             for (index, (frame, label)), _ in progress(zip(range(count), pairs), "read pictures", total=count):
-                frames[index] = (_shrink(torch.from_numpy(frame.astype(np.float32)), size) + 0.5).byte().numpy()
-                labels[index] = _nearest(label, size)
-                person = torch.from_numpy(labels[index] != MASK_LABELS["background"]).float()[None, None]
+                frames.write((_shrink(torch.from_numpy(frame.astype(np.float32)), size) + 0.5).byte().numpy().tobytes())
+                label = _nearest(label, size)
+                labels.write(label.tobytes())
+                person = torch.from_numpy(label != MASK_LABELS["background"]).float()[None, None]
                 wide = F.max_pool2d(person, (1, 2 * reach + 1), 1, (0, reach))
-                outside[index] = (F.max_pool2d(wide, (2 * reach + 1, 1), 1, (reach, 0))[0, 0] == 0).numpy()
+                outside.write((F.max_pool2d(wide, (2 * reach + 1, 1), 1, (reach, 0))[0, 0] == 0).numpy().tobytes())
                 done = index + 1
             if done < count:
                 raise UserError(f"The listener's video.mp4 or mask.npz in {clip.path} ends after {done} of {count} frames.",
                                 "Prepare the clip again with --overwrite.")
-            for array in (frames, labels, outside):
-                array.flush()
-    frames, labels, outside = (np.load(path, mmap_mode="r") for path in paths)
-    return frames, labels, outside
+    return tuple(Pictures(path) for path in paths)
 
 
 def _nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A clip's frames on the device, one at a time: picture, labels, where the lips are, what the frame asks of the head.
 
-On a GPU all pictures lie there as uint8; on a CPU they are read from the memory-mapped files. Knows nothing of losses.
+On a GPU all pictures lie there as uint8; on a CPU they are read from the files. Knows nothing of losses.
 Axes: T frames, H, W pixels at the training size; landmarks [T, 478, 3] in pixels of the clip's video.
 """
 
@@ -21,7 +21,7 @@ class Film:
     def __init__(self, data: BodyData, labels: np.ndarray, body: TriplaneBody, camera: dict, device: str):
         self.frames, self.labels, self.device = data.frames, labels, device
         if device == "cuda":
-            self.frames, self.labels = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (data.frames, labels))
+            self.frames, self.labels = data.frames.to(device), labels.to(device)
         motion, translation, _, eyes = data.inputs(slice(None), device)
         self.drive = body.drive(motion, translation, eyes)
         height, width = data.size

@@ -163,8 +163,8 @@ class _Trainer:
         self.body, self.data, self.config = body, data, config
         self.on_gpu = config.device == "cuda"
         if self.on_gpu:
-            self.frames = torch.from_numpy(np.ascontiguousarray(data.frames)).to(config.device)
-            self.outside = torch.from_numpy(np.ascontiguousarray(data.outside)).to(config.device)
+            self.frames = data.frames.to(config.device)
+            self.outside = data.outside.to(config.device)
         means = body.means.detach().cpu().numpy()
         self.neighbours = torch.from_numpy(cKDTree(means).query(means, NEIGHBOURS + 1)[1][:, 1:].T.copy()).to(config.device)
         self.chance = _rarity(data, config.seed)
