@@ -238,3 +238,10 @@ def test_the_head_region_is_the_head_widened():
     rows, columns = np.nonzero(region)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (91, 208, 191, 308)
     assert not region[92, 192]
+
+
+def test_without_retracking_the_pictures_alone_are_scored(painted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("difflistener.prepare.landmarks.FaceTracker", None)
+    figures = evaluate(painted, tmp_path / "scores", refine_steps=0, retrack=False)
+    assert set(figures["rows"]["tracked"]) == {"psnr", "ssim", "psnr_head"} and "large_poses" not in figures
+    assert "LMD" not in capsys.readouterr().out

@@ -62,13 +62,13 @@ def evaluate_body(config: BodyEvaluation) -> dict:
         figures = {"body": str(config.body), "clip": str(config.clip), "frames": [first, end], "scored": len(test),
                    "learned_from": int(np.isin(test, data.train).sum()), "size": f"{data.size[1]}x{data.size[0]}",
                    "lpips_network": network, "refine_steps": config.refine_steps}
-        film = _in_block(first, end, test, *retrack(data.frames[index] for index in test))
+        film = _in_block(first, end, test, *retrack(data.frames[index] for index in test)) if config.retrack else None
         warp = LandmarkWarp(data, train)
         rows = make_rows(body, data, train, warp, config.refine_steps)
         figures["rows"] = {name: _score(name, render, data, labels, test, (first, end), film, distance)
                            for name, render in rows.items()}
         write_sheet(config.out / "strip.png", *_strip(rows, data, test))
-        if config.large_poses:
+        if config.large_poses and config.retrack:
             figures["large_poses"], pictures = score_large_poses(body, data, labels, warp, train)
             write_sheet(config.out / "large_poses.png", headings(), list(pictures.values()))
         else:
@@ -111,9 +111,11 @@ def _block(config: BodyEvaluation, clip: Clip, body: Body) -> tuple[int, int]:
 
 def _score(
     name: str, render: Render, data: BodyData, labels: np.ndarray, test: np.ndarray, block: tuple[int, int],
-    film: tuple[np.ndarray, np.ndarray], distance: lpips.Lpips | None,
+    film: tuple[np.ndarray, np.ndarray] | None, distance: lpips.Lpips | None,
 ) -> dict[str, float]:
     """Means over the frames `test` of one row; `film` holds the film's landmarks over the block, and where they were found.
+
+    None leaves out what needs them.
 
     Frames go through a few at a time: memory does not grow with their number.
     """
@@ -126,9 +128,13 @@ def _score(
                 scores.append(_image_scores(picture, data, labels, index, distance))
                 yield picture
 
-    tracked = _in_block(*block, test, *retrack(pictures()))
-    means = {key: float(np.nanmean([score[key] for score in scores])) for key in scores[0]}
-    return means | compare(*tracked, *film)
+    compared = {}
+    if film is None:
+        for _ in pictures():
+            pass
+    else:
+        compared = compare(*_in_block(*block, test, *retrack(pictures())), *film)
+    return {key: float(np.nanmean([score[key] for score in scores])) for key in scores[0]} | compared
 
 
 def _image_scores(

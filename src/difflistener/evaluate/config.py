@@ -26,6 +26,8 @@ class BodyEvaluation:
     """Gradient steps of the row `refined`, which fits the numbers of each frame to its picture; 0 leaves the row out."""
     lpips: Literal["alex", "vgg"] | None = None
     """Network of LPIPS, whose weights are fetched if need be. Default: alex if its weights are there, else no LPIPS."""
+    retrack: bool = True
+    """Find the face in the pictures again with MediaPipe: landmark distances, jitter, and the test at large poses."""
     large_poses: bool = True
     """The test at large poses: yaw and pitch to 1.5 times the largest of the training frames, body and warp alike."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -39,8 +39,8 @@ def print_tables(figures: dict) -> None:
         print(f"NOT HELD OUT: the clip leaves {figures['learned_from']} of these frames for learning")
     columns = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 4), "psnr_head": ("head PSNR", 2), "lpips": ("LPIPS", 4),
                "lmd_mouth": ("LMD mouth", 2), "lmd_face": ("LMD face", 2), "jitter": ("jitter", 2), "lost": ("lost", 0)}
-    if figures["lpips_network"] is None:
-        del columns["lpips"]
+    measured = next(iter(figures["rows"].values()))
+    columns = {key: heading for key, heading in columns.items() if key in measured}
     notes = {"refined": "test images used"}
     _print_table({name: row | {"note": notes.get(name, "")} for name, row in figures["rows"].items()}, columns)
     if figures["lpips_network"] is None:
