@@ -44,7 +44,7 @@ DENSITY_FRAMES = 4000
 """A frame is drawn in proportion to its distance to the 10th nearest of at most 4000 others: rare faces count more."""
 LEARNING_RATES = {
     "means": 3e-3, "log_scales": 5e-3, "quats": 2e-3, "opacity_logits": 3e-2, "colors": 3e-3, "rigid_logits": 1e-2,
-    "deformation.mix.weight": 1e-3, "deformation.position": 6e-5, "deformation.opacity": 1.3e-3, "deformation.color": 2.7e-4,
+    "deformation.mix.weight": 1e-3, "deformation.position": 1.2e-4, "deformation.opacity": 1.3e-3, "deformation.color": 2.7e-4,
 }
 FADING = ("means",)
 """Learning rates that fall to a hundredth over the run."""

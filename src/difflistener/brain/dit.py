@@ -3,7 +3,7 @@
 Blocks of K frames are denoised together; a block sees itself and the clean blocks of the last `history` frames
 (block-causal attention), and each frame sees the speaker in a window of `context` frames that ends `look_ahead`
 frames after it. DiT: Peebles & Xie 2023 (adaLN-zero); a noise level per frame: Chen et al. 2024 (Diffusion Forcing);
-rotary positions: Su et al. 2021; QK-norm: Henry et al. 2020.
+rotary positions: Su et al. 2021; norm of queries and keys: Dehghani et al. 2023.
 
 Noise levels are whole numbers: 0 is clean, 1000 is noise alone. States are normalised. Knows nothing of noise
 schedules, files or real units.
@@ -101,7 +101,7 @@ class Layer(nn.Module):
         return shift, 1 + scale, gate, shift2, 1 + scale2, gate2
 
     def turns(self, positions: Tensor) -> Tensor:
-        """Rotary factors of queries and keys, [N, 2, heads, W / heads / 2] complex, at frames `positions` [N]."""
+        """Rotary factors of queries and keys, [N, 2, heads, W / heads / 2] complex."""
         half = self.width // self.heads // 2
         # In float64: a conversation may be a million frames long.
         frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=positions.device) / half)
@@ -115,12 +115,12 @@ class Layer(nn.Module):
         x = x + told
         qkv = self.qkv(torch.addcmul(shift, functional.layer_norm(x, (self.width,)), scale)).unflatten(-1, (3, self.heads, -1))
         pair, v = qkv[:, :, :2].float(), qkv[:, :, 2].transpose(1, 2)
-        pair = functional.rms_norm(pair, pair.shape[-1:], eps=1e-6)
+        pair = functional.layer_norm(pair, pair.shape[-1:])
         pair = torch.view_as_real(torch.view_as_complex(pair.unflatten(-1, (-1, 2))) * turns).flatten(-2).to(v.dtype)
         q, k = pair.permute(2, 0, 3, 1, 4).unbind()
         x = torch.addcmul(x, gate, self.attended(attend(q, k, v).transpose(1, 2).flatten(2)))
         hidden = self.up(torch.addcmul(shift2, functional.layer_norm(x, (self.width,)), scale2))
-        return torch.addcmul(x, gate2, self.down(functional.gelu(hidden, approximate="tanh")))
+        return torch.addcmul(x, gate2, self.down(functional.silu(hidden)))
 
 
 class DiT(nn.Module):
@@ -161,6 +161,10 @@ class DiT(nn.Module):
         shift, scale, gain = self.last(level).split([self.width, self.width, NUM_MOTION], -1)
         return Modulation([layer.modulation(level) for layer in self.layers], shift, 1 + scale, gain)
 
+    def turns(self, positions: Tensor) -> list[Tensor]:
+        """Each layer's rotary factors at frames `positions` [N]."""
+        return [layer.turns(positions) for layer in self.layers]
+
     def denoise(self, noisy: Tensor, told: list[Tensor], modulation: Modulation, turns: list[Tensor], attend: Attend) -> Tensor:
         """One pass over frames `noisy` [B, N, 56]. `turns` are each layer's rotary factors of the N frames."""
         x = self.into(noisy)
@@ -184,23 +188,19 @@ class DiT(nn.Module):
             [B, N, 56] for the noisy frames.
         """
         num = clean.shape[1]
-        told = [torch.cat([part, part], 1) for part in self.perceive(scene)]
         both = torch.cat([torch.zeros_like(which), which], 1)
         table = self.modulation(levels)
         modulation = Modulation([tuple(part[both] for part in layer) for layer in table.layers],
-                                table.shift[which], table.scale[which], table.gain[which])
+                                table.shift[both], table.scale[both], table.gain[both])
         positions = torch.arange(num, device=clean.device).repeat(2)
         mask = self._mask(num, remembers)
 
-        def attend(index, q, k, v):
+        def attend(layer, q, k, v):
             return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-        x = self.into(torch.cat([clean, noisy], 1))
-        for index, layer in enumerate(self.layers):
-            x = layer(x, told[index], modulation.layers[index], layer.turns(positions),
-                      lambda q, k, v, index=index: attend(index, q, k, v))
-        x = torch.addcmul(modulation.shift, functional.layer_norm(x[:, num:], (self.width,)), modulation.scale)
-        return torch.addcmul(self.head(x), modulation.gain, noisy)
+        told = [torch.cat([part, part], 1) for part in self.perceive(scene)]
+        frames = torch.cat([clean, noisy], 1)
+        return self.denoise(frames, told, modulation, self.turns(positions), attend)[:, num:]
 
     def _mask(self, num: int, remembers: Tensor) -> Tensor:
         """Who sees whom among N clean and N noisy frames: [B, 1, 2N, 2N] bool, rows see columns."""

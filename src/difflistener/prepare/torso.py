@@ -30,6 +30,7 @@ NECK_DISC = 0.7
 """Radius about the chin, in face heights, within which skin is the neck's (or a hand's) and goes its own way."""
 SKIN_SPREAD, SKIN_FLOOR = 3.5, 0.05
 """Deviations, and the least deviation, of log colour ratios within which a pixel is skin."""
+LOG_OF_LEVEL = np.log(np.arange(256, dtype=np.float32) + 8)
 GOOD = 0.8
 """Correlation with the key frame from which an alignment is believed (a hand before the collar gives below 0.5)."""
 RENEW = 0.88
@@ -113,10 +114,10 @@ class TorsoTracker:
         scale = min(1.0, WORK_SIZE / max(height, width))
         size = (round(width * scale), round(height * scale))
         self._width = size[0]
-        small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        grey = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
         labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
         points = landmarks[:, :2] * (np.array(size) / [width, height])
-        view = make_view(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), _blocked(small, labels, points))
+        view = make_view(grey, _blocked(frame, labels, points))
         torso = labels == MASK_LABELS["torso"]
 
         key, motion, score = self._look(view)
@@ -175,11 +176,11 @@ class TorsoTracker:
             self._follow(key, followers[index])
 
     def _look(self, view: View) -> tuple[_Key | None, np.ndarray, float]:
-        """The best alignment (key, motion, score) to the keys nearest to where the torso was last seen."""
+        """The best alignment (key, motion, score) from where the torso was last seen, to the last key or those near by."""
         best = None, STILL, 0.0
-        far = [np.abs((self._graph.poses[key.node] - self._pose)[:2]).max() for key in self._keys]
-        # The older a key, the fewer steps led to it: it is asked first.
-        for index in sorted(np.argsort(far, kind="stable")[:MAX_TRIES]):
+        latest = max((key.used for key in self._keys), default=0)
+        far = [(key.used < latest, np.abs((self._graph.poses[key.node] - self._pose)[:2]).max()) for key in self._keys]
+        for index in sorted(range(len(far)), key=far.__getitem__)[:MAX_TRIES]:
             key = self._keys[index]
             motion, score = align(key.patch, view, compose(inverse(self._graph.poses[key.node]), self._pose))
             if score > best[2]:
@@ -232,25 +233,32 @@ def _likely(found: tuple) -> float:
 
 
 def _blocked(frame: np.ndarray, labels: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Where head, hair, neck or a hand beside it stand in this frame, [H, W] bool. points [478, 2] pixels."""
+    """Where head, hair, neck or a hand beside it stand, [H, W] bool.
+
+    frame [H0, W0, 3] RGB in any size, labels [H, W], points [478, 2] pixels of the labels.
+    """
     import cv2
 
+    height, width = labels.shape
     head = np.isin(labels, [MASK_LABELS[name] for name in ("head", "hair", "mouth")]).astype(np.uint8)
     head = cv2.dilate(head, np.ones((7, 7), np.uint8))
     chin = [int(round(v)) for v in points[CHIN]]
     radius = np.hypot(*(points[CHIN] - points[FOREHEAD]))
     cv2.circle(head, chin, int(round(CHIN_DISC * radius)), 1, -1)
 
-    # Colour without brightness, as a neck is in the chin's shade.
-    colours = np.log(cv2.GaussianBlur(frame, (0, 0), 1.2).astype(np.float32) + 8)
-    colours = colours[..., 1:] - colours[..., :1]
-    column, row = np.clip(np.round(points[SKIN]).astype(int), 0, [labels.shape[1] - 1, labels.shape[0] - 1]).T
+    # Colour without brightness, as a neck is in the chin's shade; at half the size, which is enough for colour.
+    half = cv2.resize(frame, (width // 2, height // 2), interpolation=cv2.INTER_LINEAR)
+    logs = cv2.LUT(cv2.blur(half, (3, 3)), LOG_OF_LEVEL)
+    colours = logs[..., 1:] - logs[..., :1]
+    column, row = np.clip(np.round(points[SKIN] / 2).astype(int), 0, [width // 2 - 1, height // 2 - 1]).T
     samples = colours[row, column]
     usual = np.median(samples, 0)
     spread = np.maximum(1.4826 * np.median(np.abs(samples - usual), 0), SKIN_FLOOR)
-    skin = ((((colours - usual) / spread) ** 2).sum(-1) < SKIN_SPREAD**2).astype(np.uint8)
+    distance = (colours - usual) / spread
+    skin = (distance[..., 0] ** 2 + distance[..., 1] ** 2 < SKIN_SPREAD**2).astype(np.uint8)
+    skin = cv2.resize(cv2.dilate(skin, np.ones((3, 3), np.uint8)), (width, height), interpolation=cv2.INTER_NEAREST)
     near = cv2.circle(np.zeros_like(skin), chin, int(round(NECK_DISC * radius)), 1, -1)
-    return (head | cv2.dilate(skin & near, np.ones((3, 3), np.uint8))) > 0
+    return (head | skin & near) > 0
 
 
 def relative_to(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:

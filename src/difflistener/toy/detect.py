@@ -32,8 +32,8 @@ def detect(motion: np.ndarray) -> dict[str, np.ndarray]:
     depth = pitch - 0.5 * (_at(pitch, -7) + _at(pitch, 14))
     return {
         "nod": _peaks(depth, np.deg2rad(NOD_DEGREES), 12, pitch) - NOD_DOWN - LATE,
-        "smile": _rises(doings["smile"], SMILE_RISE, SMILE_SECONDS),
-        "brow": _rises(doings["brow"], BROW_RISE, RAISE),
+        "smile": _rises(doings["smile"], SMILE_RISE, SMILE_SECONDS, 6),
+        "brow": _rises(doings["brow"], BROW_RISE, RAISE, 2),
         "blink": _shuts(doings["blink"]),
     }
 
@@ -57,11 +57,11 @@ def _peaks(score: np.ndarray, least: float, apart: int, place: np.ndarray) -> np
     return np.array(found)
 
 
-def _rises(level: np.ndarray, least: float, seconds: float) -> np.ndarray:
-    """Starts of rises by at least `least` that take `seconds`."""
+def _rises(level: np.ndarray, least: float, seconds: float, hold: int) -> np.ndarray:
+    """Starts of rises by at least `least` that take `seconds`, means over 2 `hold` + 1 frames before and after compared."""
     half = round(seconds * FPS / 2)
-    smooth = uniform_filter1d(level, 5)
-    rise = _at(smooth, half + 2) - _at(smooth, -half - 2)
+    smooth = uniform_filter1d(level, 2 * hold + 1)
+    rise = _at(smooth, half + hold) - _at(smooth, -half - hold)
     steep = uniform_filter1d(_at(level, half) - _at(level, -half), 3)
     return _peaks(rise, least, 10, steep) - seconds / 2
 

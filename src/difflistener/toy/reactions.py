@@ -211,3 +211,37 @@ def draw_events(script: Script, attitude: str, law: Law, generator: np.random.Ge
         yaw = generator.choice([-1, 1]) * generator.uniform(0.15, 0.35)
         events.append(Event("look", "own", float(start), True, 0.0, float(generator.uniform(0.8, 2.4)), float(yaw)))
     return events
+
+
+class Question(NamedTuple):
+    """A kind of cause, and how the law answers it."""
+
+    name: str
+    kind: str
+    """Kind of event that is the answer."""
+    times: np.ndarray
+    """[C] of the causes."""
+    probability: float
+    """Of an answer."""
+    delay: tuple[float, float] | None
+    """Mean and deviation of the answer's delay; None where no answer is due."""
+    window: tuple[float, float]
+    """Seconds after the cause in which its answer begins, and hardly another event."""
+
+
+def questions(script: Script, attitude: str, law: Law) -> list[Question]:
+    """What a listener with `attitude` is asked by `script`, and the right rates and delays.
+
+    A blink after a phrase may also be an own one; a window of 0.5 s holds one of those in about 0.14 of all cases.
+    """
+    which = ATTITUDES.index(attitude)
+    own = 0.5 / law.blink_interval
+    blink = law.blink_probability + (1 - law.blink_probability) * own * (1 - law.blink_probability / 2)
+    return [
+        Question("nod to a phrase", "nod", script.phrase_ends, law.nod_probability[which], law.nod_delay, (0.0, 1.1)),
+        Question("nod to a pause", "nod", script.inner_pauses, 0.0, None, (0.0, 0.8)),
+        Question("nod to brows", "nod", script.asking_flashes, law.ask_probability[which], law.ask_delay, (0.0, 1.1)),
+        Question("smile to a smile", "smile", script.smiles[:, 0], law.smile_probability[which], law.smile_delay, (0.0, 1.1)),
+        Question("brows to brows", "brow", script.flashes[:, 0], law.brow_probability[which], law.brow_delay, (0.0, 0.9)),
+        Question("blink to a phrase", "blink", script.phrase_ends, blink, None, (0.0, 0.5)),
+    ]
