@@ -29,7 +29,7 @@ class BodyTraining:
     schedule: float = 1.0
     """Length of a tri-plane body's training; 1 is the published schedule."""
     batch_size: int | None = None
-    """Frames a step. Default: 3 on a CPU, 8 on a GPU."""
+    """Frames a step. Default: 3 on a CPU, 12 on a GPU."""
     seed: int = 0
     """Seed of the starting points and of the order of frames."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -22,8 +22,9 @@ from difflistener.media import read_frames
 from difflistener.motion import NUM_MOTION
 from difflistener.progress import progress
 
-SILHOUETTE_MARGIN = 15 / 512
-"""How far outside the silhouette Gaussians may reach, as a share of the picture's longer side."""
+SILHOUETTE_MARGIN = 5 / 512
+"""How far outside the silhouette Gaussians may reach, as a share of the picture's longer side: what reaches farther learns
+the wall's colour and shows as a ghost when the head turns."""
 
 
 NEEDED = ("video.mp4", "mask.npz", "background.png", "camera.json", "motion.npy", "valid.npy", "translation.npy", "torso.npy",

@@ -32,7 +32,7 @@ def resolve(config: BodyTraining, longest: int) -> BodyTraining:
     return dataclasses.replace(
         config, device=device, resolution=resolution,
         gaussians=config.gaussians or (12_000 if resolution <= 320 else 20_000),
-        batch_size=config.batch_size or (8 if device == "cuda" else 3),
+        batch_size=config.batch_size or (12 if device == "cuda" else 3),
         save_every=config.save_every or (300 if config.deformation == "linear" else 10_000),
     )
 

@@ -31,7 +31,7 @@ from difflistener.progress import progress
 
 NUM_BASES = 20
 SSIM_WEIGHT = 0.2
-OUTSIDE_WEIGHT = 0.02
+OUTSIDE_WEIGHT = 0.1
 BASIS_WEIGHT = 1e-3
 SMOOTH_WEIGHT = 300.0
 """Of the squared difference between the position bases of neighbouring Gaussians."""
