@@ -7,7 +7,8 @@ from difflistener.clip import MASK_LABELS
 
 cv2 = pytest.importorskip("cv2")
 
-from difflistener.prepare.torso import CHIN, FOREHEAD, TorsoTracker, relative_to  # noqa: E402
+from difflistener.prepare.align import compose, inverse  # noqa: E402
+from difflistener.prepare.torso import CHIN, FOREHEAD, TorsoTracker, _Graph, relative_to  # noqa: E402
 
 WIDTH, HEIGHT = 512, 384
 CENTRE = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
@@ -39,12 +40,15 @@ def body(strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     return np.where(mask > 0, texture(strength=strength), 200).astype(np.float32), mask
 
 
-def track(rows: np.ndarray, strength: float = 1.0, spoil=None):
+def track(rows: np.ndarray, strength: float = 1.0, spoil=None, pictures=None):
+    """Track the motion `rows`; `pictures` are the torso's looks in turn, each for an equal share of the frames."""
     picture, mask = body(strength)
+    looks = pictures or [picture]
     tracker = TorsoTracker()
     rng = np.random.default_rng(1)
     for index, row in enumerate(rows):
         matrix = rigid(row)
+        picture = looks[index * len(looks) // len(rows)]
         grey = cv2.warpAffine(picture, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC, borderValue=200)
         # The bottom edge must not show the wall: shoulders leave the picture, they do not end in it.
         labels = cv2.warpAffine(mask, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_NEAREST) * np.uint8(MASK_LABELS["torso"])
@@ -103,6 +107,52 @@ def test_an_occluded_stretch_is_interpolated():
     error = np.abs(as_pixels(found) - as_pixels(relative_to(rows, np.median(rows[tracked], 0))))
     assert error[tracked, :2].max() < 0.2
     assert error[:, :2].max() < 2
+
+
+def test_a_torso_that_moved_far_behind_a_hand_is_found_again():
+    rows = sway(30)
+    rows[15:, :2] += [0.09, -0.03]
+
+    def hand(index, frame):
+        if 12 <= index < 15:
+            frame[200:] = np.random.default_rng(index).integers(0, 255, frame[200:].shape)
+
+    found, tracked, _ = track(rows, spoil=hand)
+    assert not tracked[12:15].any() and tracked[:12].all() and tracked[15:].all()
+    error = np.abs(as_pixels(found) - as_pixels(relative_to(rows, np.median(rows[tracked], 0))))[tracked]
+    assert error[:, :2].max() < 0.2 and error[:, 2].max() < 0.1, error.max(0)
+
+
+def test_a_torso_that_looks_different_is_not_lost():
+    mask = body()[1]
+    rows = sway(45)
+    looks = [np.where(mask > 0, texture(seed), 200).astype(np.float32) for seed in range(3)]
+    found, tracked, note = track(rows, pictures=looks)
+    assert tracked.all() and note is None
+    for first in (0, 15, 30):
+        part = slice(first, first + 15)
+        error = as_pixels(relative_to(found[part], found[first]) - relative_to(rows[part], rows[first]))
+        assert np.abs(error[:, :2]).max() < 0.5 and np.abs(error[:, 2]).max() < 0.1, np.abs(error).max(0)
+    # Only the outline is left to say how one look lies to the next.
+    error = np.abs(as_pixels(found) - as_pixels(relative_to(rows, np.median(rows, 0))))
+    assert error[:, :2].max() < 10 and error[:, 2].max() < 2.5, error.max(0)
+
+
+def test_key_frames_are_placed_by_the_alignments_that_agree():
+    graph = _Graph(anchor=np.array([10.0, 60.0]))
+    rng = np.random.default_rng(0)
+    poses = [np.zeros(3)] + [np.array([*rng.normal(0, 8, 2), rng.normal(0, 0.05)]) for _ in range(5)]
+    for a in range(6):
+        for b in range(6):
+            if a != b:
+                motion = compose(inverse(poses[a]), poses[b])
+                wrong = (a, b) in ((0, 4), (3, 1), (5, 2))
+                graph.edges.append((a, b, motion + [20, -9, 0.2] if wrong else motion, 2.0))
+        graph.poses.append(poses[a])
+    solved = graph.solve()
+    for a in range(1, 6):
+        error = compose(inverse(solved[0]), solved[a]) - compose(inverse(poses[0]), poses[a])
+        assert np.abs(error[:2]).max() < 0.3 and abs(error[2]) < 0.003, (a, error)
 
 
 def test_no_torso_gives_zeros_and_a_note():

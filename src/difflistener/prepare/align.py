@@ -23,7 +23,7 @@ NOISE = 2.0
 """Contrast levels by which even a perfect alignment differs."""
 USUAL_TURN = 0.05
 """Radians (3 degrees) by which a region turns between two pictures; more must be well supported."""
-ALIKE = 50
+ALIKE = 5
 """Neighbouring pixels that say the same: so much less is each one worth against `USUAL_TURN`."""
 MAX_TURN = 0.35
 STILL = np.zeros(3)

@@ -31,6 +31,7 @@ NECK_DISC = 0.7
 SKIN_SPREAD, SKIN_FLOOR = 3.5, 0.05
 """Deviations, and the least deviation, of log colour ratios within which a pixel is skin."""
 LOG_OF_LEVEL = np.log(np.arange(256, dtype=np.float32) + 8)
+"""Of a colour's 8 bit level; the offset keeps the noise of dark pixels down."""
 GOOD = 0.8
 """Correlation with the key frame from which an alignment is believed (a hand before the collar gives below 0.5)."""
 RENEW = 0.88
@@ -42,12 +43,16 @@ CONFIRM = 5
 MAX_KEYS = 12
 """Key frames that are searched; the one that served longest ago is given up."""
 MAX_TRIES = 3
-"""Key frames that are tried on one frame, those of the nearest pose first; and starts that are followed up in a search."""
+"""Key frames that are tried on one frame, the latest first and then by nearness; and starts that a search follows up."""
+SEARCH_STEP = 0.07
+"""Share of the width between the starts of a search: the coarsest level finds its way over half of that and more."""
 UNLIKELY = 0.02
 """Correlation that a turn by USUAL_TURN costs where alignments are compared."""
 FAIR = 0.3
 """Correlation at and below which an alignment between key frames says nothing."""
-HEAD_TRUST, REST_TRUST = 0.02, 0.02
+SOLVES, AGREED = 10, 2.0
+"""Rounds of the fit of all key frames, and pixels by which an alignment may differ from it and still count."""
+HEAD_TRUST, REST_TRUST = 0.02, 0.005
 """Weights, beside those of alignments, of: torsos shift as the chin does; torsos stand upright."""
 
 
@@ -69,26 +74,36 @@ class _Graph:
     edges: list[tuple[int, int, np.ndarray, float]] = field(default_factory=list)
 
     def solve(self) -> np.ndarray:
-        """Pose [K, 3] of every key frame, (dx, dy in pixels, angle), that fits all edges best."""
+        """Pose [K, 3] of every key frame, (dx, dy in pixels, angle), that fits the edges best, most of all those that agree."""
         count = len(self.poses)
         if count < 2:
             return np.array(self.poses).reshape(-1, 3)
+        first, second = np.array([edge[:2] for edge in self.edges]).T
+        motions, trust = np.array([edge[2] for edge in self.edges]), np.array([edge[3] for edge in self.edges])
         # About the anchor, an angle that the others outvote does not shift the torso.
         anchor = complex(*self.anchor)
-        normal_turn, right_turn = REST_TRUST * np.eye(count), np.zeros(count)
-        normal, right = 1e-6 * np.eye(count, dtype=complex), np.zeros(count, complex)
-        for a, b, motion, weight in self.edges:
-            turn = np.exp(1j * motion[2])
-            shift = turn * anchor - anchor + complex(*motion[:2])
-            pair = np.ix_([a, b], [a, b])
-            normal_turn[pair] += weight * np.array([[1, -1], [-1, 1]])
-            right_turn[[a, b]] += weight * motion[2] * np.array([-1, 1])
-            row = np.array([-turn, 1])
-            normal[pair] += weight * np.outer(row.conj(), row)
-            right[[a, b]] += weight * row.conj() * shift
-        angle, shift = np.linalg.solve(normal_turn, right_turn), np.linalg.solve(normal, right)
+        turn = np.exp(1j * motions[:, 2])
+        moved = turn * anchor - anchor + motions[:, 0] + 1j * motions[:, 1]
+        weight = trust
+        for _ in range(SOLVES):
+            angle, turned = _settle(first, second, np.ones(len(first)), motions[:, 2], weight, REST_TRUST, count)
+            shift, shifted = _settle(first, second, turn, moved, weight, 1e-6, count)
+            weight = trust / (1 + ((shifted + np.abs(anchor) * turned) / AGREED) ** 2)
         shift += anchor - np.exp(1j * angle) * anchor
         return np.stack([shift.real, shift.imag, angle], 1)
+
+
+def _settle(first, second, factor, offset, weight, rest: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The x [K] for which x[second] = factor * x[first] + offset holds best, with `rest` pulling to 0; and the errors."""
+    normal, right = rest * np.eye(count, dtype=factor.dtype), np.zeros(count, factor.dtype)
+    np.add.at(normal, (first, first), weight * np.abs(factor) ** 2)
+    np.add.at(normal, (second, second), weight)
+    np.add.at(normal, (first, second), -weight * factor.conj())
+    np.add.at(normal, (second, first), -weight * factor)
+    np.add.at(right, first, -weight * factor.conj() * offset)
+    np.add.at(right, second, weight * offset)
+    x = np.linalg.solve(normal, right)
+    return x, np.abs(x[second] - factor * x[first] - offset)
 
 
 class TorsoTracker:
@@ -190,10 +205,14 @@ class TorsoTracker:
         return best
 
     def _search(self, view: View, chin: np.ndarray) -> tuple[_Key, np.ndarray, float]:
-        """The same from many starts at all keys: where the key stood, and there shifted as the chin has."""
+        """The same from many starts: where each key stood, there shifted as the chin has, and around the latest keys."""
+        reach = SEARCH_STEP * self._width * np.arange(-1, 2)
+        around = [np.array([dx, dy, 0]) for dx in reach for dy in reach]
+        latest = sorted(key.used for key in self._keys)[-MAX_TRIES:]
         starts = []
         for key in self._keys:
-            for guess in (STILL, np.array([*(chin - key.chin), 0]), compose(inverse(self._graph.poses[key.node]), self._pose)):
+            near = around if key.used in latest else [STILL]
+            for guess in (*near, np.array([*(chin - key.chin), 0]), compose(inverse(self._graph.poses[key.node]), self._pose)):
                 starts.append((key, *align(key.patch, view, guess, LEVELS - 1)))
         starts = sorted(starts, key=_likely)[-MAX_TRIES:]
         return max(((key, *align(key.patch, view, motion)) for key, motion, _ in starts), key=_likely)
@@ -215,7 +234,8 @@ class TorsoTracker:
             shift = np.array([*(key.chin - other.chin), 0])
             guesses = STILL, shift, compose(inverse(self._graph.poses[other.node]), self._pose)
             for first, second, sign in ((other, key, 1), (key, other, -1)):
-                starts = [(None, *align(first.patch, second.view, guess if sign > 0 else inverse(guess), LEVELS - 1)) for guess in guesses]
+                towards = [guess if sign > 0 else inverse(guess) for guess in guesses]
+                starts = [(first, *align(first.patch, second.view, guess, LEVELS - 1)) for guess in towards]
                 motion, score = align(first.patch, second.view, max(starts, key=_likely)[1])
                 weight = max(score - FAIR, 0) ** 2 / (1.02 - score)
                 self._graph.edges.append((first.node, second.node, motion, weight))
