@@ -13,6 +13,8 @@ import tyro
 
 NUM_FRAMES = 256
 WARM_UP = 3
+CHECKPOINT = ("model.safetensors", "config.json", "README.md")
+"""Files that a body needs; a training run leaves pictures and scores beside them."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _measure(path: Path, config: BodyBench, device: str) -> dict:
     begun = time.perf_counter()
     body = Body.from_pretrained(path, device)
     figures = {"load_s": round(time.perf_counter() - begun, 3)}
-    figures["checkpoint_mb"] = round(sum(file.stat().st_size for file in path.iterdir() if file.is_file()) / 1e6, 2)
+    figures["checkpoint_mb"] = round(sum((path / name).stat().st_size for name in CHECKPOINT) / 1e6, 2)
     figures |= {"deformation": body.config.deformation, "gaussians": body.config.num_gaussians,
                 "size": f"{body.config.width}x{body.config.height}"}
     figures["training_images_per_s"] = read_header(path)["training"].get("images_per_s")

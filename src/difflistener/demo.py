@@ -50,7 +50,7 @@ def demo(config: Demo) -> dict:
     parts.prepare("clip", [*both, "--duration", first])
     parts.prepare("unseen", [*both, "--start", first, "--basis", out / "clip"])
     parts.train("body", config.body_steps)
-    parts.train("brain", config.brain_steps)
+    parts.train("brain", config.brain_steps, "--network", "mlp")  # The dit takes four times as long.
     parts.do("listener", lambda: _run([
         "synthesize", "--audio", unseen / "audio.wav", "--visual", unseen / "expression.npy", "--body-checkpoint", out / "body",
         "--brain-checkpoint", out / "brain", "--side-by-side", out / "unseen", "--seed", config.seed, "--output", video, "--overwrite"]))
@@ -144,13 +144,13 @@ class _Parts:
         again = "--overwrite" if self.state["replaces"] else "--resume"
         self.do(name, lambda: _run(["prepare", *arguments, "--out", self.out / name, again]))
 
-    def train(self, name: str, steps: int) -> None:
+    def train(self, name: str, steps: int, *options: str) -> None:
         folder = self.out / name
         if self.state["begun"] == name and (folder / "training_state" / "state.safetensors").is_file():
             again = ["--resume"]
         else:
             again = ["--overwrite"] if folder.exists() else []
-        self.do(name, lambda: _run(["train", name, self.out / "clip", "--out", folder, "--steps", steps, *again]))
+        self.do(name, lambda: _run(["train", name, self.out / "clip", "--out", folder, "--steps", steps, *options, *again]))
 
 
 def write_strip(video: Path, path: Path, count: int = 4) -> Path:

@@ -15,7 +15,7 @@ class BrainConfig:
     """What a brain is: saved as its config.json."""
 
     network: str
-    """Name in `networks.NETWORKS`."""
+    """Name in `model.NETWORKS`."""
     basis: str
     """Id of the expression basis of its motion."""
     audio: str
@@ -88,7 +88,7 @@ class BrainTraining:
     context: int = 50
     """Frames of the speaker that the listener sees: 25 a second."""
     width: int | None = None
-    """Width of the hidden layers: 192 for dit, else 512."""
+    """Width of the hidden layers: 128 for dit, else 512."""
     layers: int | None = None
     """Layers: 4 for dit, else 6."""
     heads: int = 4
@@ -113,10 +113,10 @@ class BrainTraining:
     """Share of windows trained without the speaker's sound (dit)."""
     face_dropout: float = 0.1
     """Share of windows trained without the speaker's face."""
-    attitude_dropout: float = 0.1
+    attitude_dropout: float = 0.3
     """Share of windows trained without the listener's attitude (dit)."""
-    anchor_dropout: float = 0.1
-    """Share of windows trained without the listener's usual posture (dit)."""
+    anchor_dropout: float = 0.5
+    """Share of windows trained without the listener's usual posture, its anchor (dit)."""
     holdout: float = 0.1
     """Tail of each clip kept for validation; none with --overfit."""
     ema: float = 0.998
@@ -142,6 +142,6 @@ class BrainTraining:
 
 
 DEFAULTS = {
-    "dit": {"batch_size": 16, "block": 2, "history": 64, "width": 192, "layers": 4, "history_noise": 0.1},
+    "dit": {"batch_size": 16, "block": 2, "history": 64, "width": 128, "layers": 4, "history_noise": 0.1},
     "window": {"batch_size": 64, "block": 10, "history": 10, "width": 512, "layers": 6, "history_noise": 0.3},
 }

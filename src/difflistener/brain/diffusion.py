@@ -44,13 +44,15 @@ def levels(timestep: Tensor) -> tuple[Tensor, Tensor]:
     return signal.sqrt(), (1 - signal).sqrt()
 
 
-def diffusion_loss(network: nn.Module, block: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
-    """Mean squared error of the predicted noise for `block` [B, K, 56] at random timesteps."""
+def diffusion_loss(network: nn.Module, block: Tensor, condition: Condition, generator: torch.Generator,
+                   rows: slice = slice(None)) -> Tensor:
+    """Mean squared error of the predicted noise for `rows` of `block` [B, K, 56] at random timesteps."""
     scheduler = DDPMScheduler(**SCHEDULE)
     # Timesteps spread evenly over the batch: the loss is less noisy than with independent ones.
     spread = (torch.arange(len(block)) + torch.rand(len(block), generator=generator)) / len(block)
     timestep = (spread * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1).to(block.device)
     noise = torch.randn(block.shape, generator=generator).to(block.device)
+    block, condition, timestep, noise = block[rows], condition[rows], timestep[rows], noise[rows]
     noisy = scheduler.add_noise(block, noise, timestep)
     return functional.mse_loss(predict_epsilon(network, noisy, timestep, condition), noise)
 

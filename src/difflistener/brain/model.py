@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ from torch.nn import functional
 
 from difflistener.basis import LandmarkBasis
 from difflistener.brain.config import BrainConfig
-from difflistener.brain.diffusion import MAX_STEPS, ddim_sample, diffusion_loss, keyed_generator
-from difflistener.brain.networks import NETWORKS, Condition
+from difflistener.brain.diffusion import ddim_sample, diffusion_loss
+from difflistener.brain.dit import DiT, Scene
+from difflistener.brain.forcing import Noise, balance, forcing_loss
+from difflistener.brain.networks import MLP, Condition, Regression
+from difflistener.brain.stream import Streams, block_noise, check_sampling
 from difflistener.checkpoint import config_from_dict, load_checkpoint, load_tensors_into, save_checkpoint
 from difflistener.dataset import Statistics
 from difflistener.errors import UserError
 from difflistener.motion import NUM_EXPRESSION, NUM_MOTION
+
+NETWORKS = {"dit": DiT, "mlp": MLP, "regression": Regression}
 
 
 class Normaliser(nn.Module):
@@ -97,8 +103,9 @@ class Brain(nn.Module):
         self.motion = Normaliser(NUM_MOTION)
         self.audio = Normaliser(config.audio_dim)
         self.expression = Normaliser(NUM_EXPRESSION)
-        self.continuity = Continuity(config.block, config.history)
         self.network = NETWORKS[config.network](config)
+        # A dit sees its past frame by frame and goes on from it by itself.
+        self.continuity = None if config.network == "dit" else Continuity(config.block, config.history)
 
     @property
     def basis(self) -> str:
@@ -136,6 +143,7 @@ class Brain(nn.Module):
         seed: int = 0,
         sample: int = 0,
         expression_valid: Tensor | None = None,  # [T] bool
+        **manner,
     ) -> Tensor:  # [T, 56]
         """One reaction to a speaker, block after block from its own past. Any T from 1 frame up.
 
@@ -146,6 +154,9 @@ class Brain(nn.Module):
             num_steps: DDIM steps, 1 to 50; a regression brain needs none.
             seed, sample: reaction number `sample` under `seed`; each is one of many plausible ones.
             expression_valid: frames of `expression` in which the speaker was seen; all by default.
+            manner: only for a dit. anchor [n, 56]: a style clip of the listener, from whose mean motion counts;
+                attitude: "positive", "neutral" or "negative"; audio_guidance, face_guidance: other weights than
+                those of the config; fixed [T, 56]: motion to keep, NaN in frames that are free.
 
         Returns:
             Motion in real units on the device of `audio`. Bit for bit the same for the same input, seed and sample.
@@ -153,12 +164,19 @@ class Brain(nn.Module):
         Raises:
             UserError: a wrong number of dimensions or frames, NaN, or steps out of range.
         """
-        if not 1 <= num_steps <= MAX_STEPS:
-            raise UserError(f"{num_steps} DDIM steps were asked for.", f"Use 1 to {MAX_STEPS}.")
-        if seed < 0 or sample < 0:
-            raise UserError(f"Seed {seed} and sample {sample} were asked for.", "Use numbers from 0 up.")
-        self._check(audio, expression, start, expression_valid)
-        home, device, config = audio.device, self.motion.mean.device, self.config
+        check_sampling(num_steps, seed, [sample])
+        self.check_speaker(audio, expression, expression_valid)
+        self._check_motion(start, "start motion")
+        config = self.config
+        if config.network == "dit":
+            batch = {name: None if value is None else value[None]
+                     for name, value in {"start": start, "expression": expression, "expression_valid": expression_valid}.items()}
+            manner = {name: value[None] if isinstance(value, Tensor) else value for name, value in manner.items()}
+            return self.generate_many(audio[None], samples=[sample], num_steps=num_steps, seed=seed, **batch, **manner)[0]
+        if manner:
+            raise UserError(f"A brain of network {config.network} has no {' and no '.join(manner)}.",
+                            "Train one with --network dit.")
+        home, device = audio.device, self.motion.mean.device
         num_frames = len(audio)
         if expression is not None and expression_valid is None:
             expression_valid = torch.ones(num_frames)
@@ -180,9 +198,37 @@ class Brain(nn.Module):
             past = torch.cat([past, block])[-config.history :]
         return motion.to(home)
 
+    @torch.no_grad()
+    def generate_many(
+        self,
+        audio: Tensor,  # [B, T, A]
+        expression: Tensor | None = None,  # [B, T, 50]
+        start: Tensor | None = None,  # [B, n, 56]
+        num_steps: int = 15,
+        seed: int = 0,
+        samples: Sequence[int] | None = None,
+        expression_valid: Tensor | None = None,  # [B, T]
+        fixed: Tensor | None = None,  # [B, T, 56]
+        anchor: Tensor | None = None,  # [B, n, 56]
+        **manner,
+    ) -> Tensor:  # [B, T, 56]
+        """B reactions of a dit side by side, all else as in `generate`; row b is reaction number `samples[b]` (0..B-1).
+
+        Each is the same as alone but for rounding.
+        """
+        check_sampling(num_steps, seed, samples or [0])
+        for b in range(len(audio)):
+            self.check_speaker(audio[b], *(None if x is None else x[b] for x in (expression, expression_valid)))
+        for name, motion in (("start motion", start), ("style clip", anchor)):
+            for one in () if motion is None else motion:
+                self._check_motion(one, name)
+        streams = Streams(self, seed, range(len(audio)) if samples is None else samples, num_steps, start, anchor, **manner)
+        parts = [streams.push(audio, expression, expression_valid, fixed), streams.finish()]
+        return torch.cat(parts, 1).to(audio.device)
+
     def block_noise(self, seed: int, sample: int, number: int) -> Tensor:
         """The noise [1, K, 56] that block `number` of a reaction starts from."""
-        return torch.randn(1, self.config.block, NUM_MOTION, generator=keyed_generator(seed, sample, number))
+        return block_noise(self.config.block, seed, sample, number)
 
     def react(self, condition: Condition, noise: Tensor, num_steps: int) -> Tensor:
         """Motion [B, K, 56], real units, of one block each; `noise` [B, K, 56] is not used by a regression."""
@@ -205,36 +251,84 @@ class Brain(nn.Module):
             history_present=history_present,
         )
 
-    def loss(self, block: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
-        """Training loss of true motion `block` [B, K, 56], real units: mean squared error in parameter space."""
+    def block_loss(self, network: nn.Module, block: Tensor, condition: Condition, generator: torch.Generator,
+                   rows: slice = slice(None)) -> Tensor:
+        """Training loss of `rows` of true motion `block` [B, K, 56], real units: mean squared error in parameter space.
+
+        Args:
+            network: `self.network`, or what shares its weights with other processes.
+        """
         state = self.motion(block)
         if self.network.is_diffusion:
-            return diffusion_loss(self.network, state, condition, generator)
-        return functional.mse_loss(self.network(condition), state)
+            return diffusion_loss(network, state, condition, generator, rows)
+        return functional.mse_loss(network(condition[rows]), state[rows])
 
-    def _check(self, audio: Tensor, expression: Tensor | None, start: Tensor | None, expression_valid: Tensor | None) -> None:
+    # States of a dit count from the listener's anchor
+
+    def anchor_state(self, clip: Tensor | None, size: int) -> Tensor:
+        """Anchors [B, 56] of style clips [B, n, 56] in real units; zero without any."""
+        if clip is None:
+            return torch.zeros(size, NUM_MOTION, device=self.motion.mean.device)
+        return self.motion(clip.float().mean(1).to(self.motion.mean.device))
+
+    def state(self, motion: Tensor, anchor: Tensor) -> Tensor:
+        """States of motion [B, N, 56], real units, after `anchor` [B, 56]."""
+        limit = self.config.state_limit
+        return (self.motion(motion) - anchor[:, None]).clamp(-limit, limit)
+
+    def scene(self, audio: Tensor, audio_present: Tensor, expression: Tensor, expression_present: Tensor, attitude: Tensor,
+              anchor: Tensor, anchor_present: Tensor) -> Scene:
+        """A `Scene` of a speaker in real units."""
+        return Scene(self.audio(audio), audio_present, self.expression(expression), expression_present, attitude, anchor,
+                     anchor_present)
+
+    def sequence_loss(self, network: nn.Module, states: Tensor, scene: Scene, counts: Tensor, drawn: Noise,
+                      velocity_weight: float) -> Tensor:
+        """Training loss of a dit over `states` [B, N, 56]; the arguments are those of `forcing.forcing_loss`."""
+        weights = balance(self.motion.std > 0, self.landmark_basis is not None)
+        return forcing_loss(network, states, scene, counts, drawn, weights, self.config.prediction, velocity_weight)
+
+    # Checks
+
+    def check_speaker(self, audio: Tensor, expression: Tensor | None, expression_valid: Tensor | None) -> None:
+        """Raises `UserError` for features that this brain was not trained on, of unequal length, or with NaN."""
         config = self.config
         remedy = "Prepare the input with the settings in the brain's config.json."
         if audio.ndim != 2 or audio.shape[1] != config.audio_dim:
             got = f"{audio.shape[1]} numbers a frame" if audio.ndim == 2 else f"shape {tuple(audio.shape)}"
             raise UserError(f"The audio features have {got}; the brain was trained on {config.audio} of {config.audio_dim}.", remedy)
-        for name, value, width in (("speaker expression", expression, NUM_EXPRESSION), ("start motion", start, NUM_MOTION)):
-            if value is not None and (value.ndim != 2 or value.shape[1] != width):
-                raise UserError(f"The {name} has shape {tuple(value.shape)}; [frames, {width}] is wanted.", remedy)
+        if expression is not None and (expression.ndim != 2 or expression.shape[1] != NUM_EXPRESSION):
+            raise UserError(f"The speaker expression has shape {tuple(expression.shape)}; [frames, {NUM_EXPRESSION}] is wanted.",
+                            remedy)
         for name, value in (("speaker expression", expression), ("list of seen frames", expression_valid)):
             if value is not None and len(value) != len(audio):
                 raise UserError(f"The {name} has {len(value)} frames, the audio features have {len(audio)}.", remedy)
-        if len(audio) == 0 or (start is not None and len(start) == 0):
-            raise UserError(f"The {'start motion' if len(audio) else 'audio'} has no frame.", "Give at least one frame.")
-        for name, value in (("audio features", audio), ("speaker expression", expression), ("start motion", start)):
-            if value is not None and not torch.isfinite(value).all():
-                frame = int(torch.nonzero(~torch.isfinite(value).all(1))[0])
-                raise UserError(f"The {name} are not finite at frame {frame}.", "Prepare the input again.")
+        if len(audio) == 0:
+            raise UserError("The audio has no frame.", "Give at least one frame.")
+        for name, value in (("audio features", audio), ("speaker expression", expression)):
+            if value is not None:
+                _check_finite(value, name)
         if expression is not None and not config.uses_face:
             warnings.warn("This brain was trained without speaker expression; the one given is ignored.", stacklevel=3)
 
+    def _check_motion(self, motion: Tensor | None, name: str) -> None:
+        if motion is None:
+            return
+        if motion.ndim != 2 or motion.shape[1] != NUM_MOTION:
+            raise UserError(f"The {name} has shape {tuple(motion.shape)}; [frames, {NUM_MOTION}] is wanted.",
+                            "Prepare the input with the settings in the brain's config.json.")
+        if len(motion) == 0:
+            raise UserError(f"The {name} has no frame.", "Give at least one frame.")
+        _check_finite(motion, name)
+
 
 BASIS = "landmark_basis."
+
+
+def _check_finite(value: Tensor, name: str) -> None:
+    if not torch.isfinite(value).all():
+        frame = int(torch.nonzero(~torch.isfinite(value).all(1))[0])
+        raise UserError(f"The {name} are not finite at frame {frame}.", "Prepare the input again.")
 
 
 def _rows(array: Tensor | None, rows: Tensor, width: int | None = None) -> Tensor:

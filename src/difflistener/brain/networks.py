@@ -31,6 +31,9 @@ class Condition:
     history: Tensor  # [B, H, 56]
     history_present: Tensor  # [B] 0 or 1
 
+    def __getitem__(self, rows) -> "Condition":
+        return Condition(**{name: value[rows] for name, value in vars(self).items()})
+
 
 class Perception(nn.Module):
     """Condition -> one vector [B, W]. Recent frames keep their time, older ones are pooled."""
@@ -128,9 +131,6 @@ class MLP(nn.Module):
         for layer in self.layers:
             x = layer(x, told)
         return (self.head(self.norm(x)) + self.gain(time) * noisy).unflatten(1, self.shape)
-
-
-NETWORKS = {"regression": Regression, "mlp": MLP}
 
 
 def timestep_embedding(timestep: Tensor, width: int) -> Tensor:

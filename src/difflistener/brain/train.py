@@ -6,10 +6,12 @@ on the CPU, and there is no random state to save.
 
 import dataclasses
 import json
+import math
 import threading
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
@@ -17,21 +19,20 @@ from torch.optim.swa_utils import AveragedModel
 from difflistener.basis import LandmarkBasis
 from difflistener.brain.config import BrainConfig, BrainTraining
 from difflistener.brain.diffusion import keyed_generator
+from difflistener.brain.lessons import LESSONS
 from difflistener.brain.model import Brain
 from difflistener.brain.overfit import overfit_report
+from difflistener.brain.parallel import Workers
 from difflistener.checkpoint import (
     claim_output, delayed_interrupt, load_training_state, optimizer_tensors, prepare_output, restore_optimizer,
     save_training_state,
 )
 from difflistener.clip import Clip, replacing
-from difflistener.dataset import Batch, Pair, Windows, holdout_spans, load_pairs, statistics
+from difflistener.dataset import Pair, holdout_spans, load_pairs, statistics
 from difflistener.device import resolve_device
 from difflistener.errors import UserError
 from difflistener.progress import progress
 
-VALIDATION_WINDOWS = 512
-SPREAD_WINDOWS = 8192
-"""Windows from which it is learned how motion goes on."""
 MAY_CHANGE = ("steps", "save_every", "device")
 """Settings that a resumed run may give anew."""
 BYPRODUCTS = ("metrics.jsonl", "overfit.png", "overfit.json")
@@ -45,19 +46,37 @@ def train_brain(config: BrainTraining) -> dict[str, Any]:
     Raises:
         UserError: a clip that lacks something, an output folder in use, settings that do not fit.
     """
+    config = config.complete()
     _check(config)
+    workers = Workers(resolve_device(config.device))
+    if config.batch_size % workers.count:
+        raise UserError(f"A batch of {config.batch_size} cannot be shared evenly by {workers.count} processes.",
+                        f"Give a --batch-size that is a multiple of {workers.count}.")
+    try:
+        return _train(config, workers)
+    finally:
+        workers.leave()
+
+
+def _train(config: BrainTraining, workers: Workers) -> dict[str, Any]:
     pairs = load_pairs(list(config.clips), config.audio)
     if config.overfit:
         pairs = [pairs[0].longest_valid_run()]
-    trainer = Trainer(pairs, config)
-    prepare_output(config.out, config.overwrite, config.resume, BYPRODUCTS)
+    trainer = Trainer(pairs, config, workers)
+    if workers.is_first:
+        prepare_output(config.out, config.overwrite, config.resume, BYPRODUCTS)
+    workers.wait()
     if config.resume:
         trainer.restore()
+    if not workers.is_first:
+        with delayed_interrupt() as asked:
+            trainer.run(asked)
+        return {}
     claim_output(config.out, f"brain.{config.network}", {"clips": [str(clip) for clip in config.clips], **_recipe(config)})
     with delayed_interrupt() as asked:
-        trainer.run(asked)
+        stopped = trainer.run(asked)
         summary = trainer.save()
-    if asked.is_set():
+    if stopped:
         raise KeyboardInterrupt
     if config.overfit:
         summary["overfit"] = overfit_report(trainer.brain(), pairs[0], config.out)
@@ -68,22 +87,20 @@ def train_brain(config: BrainTraining) -> dict[str, Any]:
 class Trainer:
     """A brain, its average, its optimiser and the step they stand at."""
 
-    def __init__(self, pairs: list[Pair], config: BrainTraining):
-        self.config, self.out, self.pairs = config, config.out, pairs
-        self.device = resolve_device(config.device)
+    def __init__(self, pairs: list[Pair], config: BrainTraining, workers: Workers):
+        self.config, self.out, self.pairs, self.workers = config, config.out, pairs, workers
+        self.device = workers.device
         holdout = 0.0 if config.overfit else config.holdout
         spans, held = holdout_spans(pairs, holdout)
-        shape = (config.block, config.history, config.context)
-        self.windows = Windows(pairs, *shape, spans)
-        self.validation = _held_out_windows(pairs, shape, held, config) if holdout else None
+        self.lessons = LESSONS[config.network](pairs, config, spans)
+        self.validation = _held_out(pairs, config, held) if holdout else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # Layers draw their first weights from the global generator.
             self.raw = Brain(brain_config(config, pairs), _landmark_basis(pairs[0])).to(self.device)
         for name, values in statistics(pairs, spans).items():
             getattr(self.raw, name).set(values)
-        sample = self.windows.draw(SPREAD_WINDOWS, config.seed, 0)
-        states = [self.raw.motion(torch.from_numpy(part).to(self.device)) for part in (sample.block, sample.history)]
-        self.raw.continuity.set(*states)
+        self.lessons.prepare(self.raw)
+        self.network = workers.share(self.raw.network)
         self.average = AveragedModel(self.raw.network, multi_avg_fn=_average(config.ema))
         self.optimizer = torch.optim.AdamW(self.raw.network.parameters(), lr=config.learning_rate, weight_decay=0.01,
                                            fused=True)
@@ -92,37 +109,39 @@ class Trainer:
         self.best: dict[str, Tensor] = {}  # Averaged weights with the least validation loss, none without validation.
         self.total = 0.0  # Sum of losses since the last line of metrics.jsonl.
 
-    def run(self, asked: threading.Event) -> None:
-        """Train to the last step, or until `asked` to stop, saving on the way."""
-        config = self.config
+    def run(self, asked: threading.Event) -> bool:
+        """Train to the last step, or until `asked` to stop in any process, saving on the way. Whether it was stopped."""
+        config, workers = self.config, self.workers
         left = range(self.step, config.steps)
         begun = time.monotonic()
-        for step, task in progress(left, f"brain ({config.network})", config.steps, self.step):
+        shown = progress(left, f"brain ({config.network})", config.steps, self.step)
+        for step, task in shown if workers.is_first else ((step, None) for step in left):
             self.total += self._update(step)
             self.step = step + 1
             now = time.monotonic()
             self.seconds, begun = self.seconds + now - begun, now
-            if self.step % 100 == 0 or self.step == config.steps:
+            if workers.is_first and (self.step % 100 == 0 or self.step == config.steps):
                 row = {"step": self.step, "loss": self.total / ((self.step - 1) % 100 + 1), "seconds": round(self.seconds, 1)}
                 self.total = 0.0
                 if self.validation:
                     row["validation_loss"] = self._validate()
                 self._log(row)
                 task.set_note(" ".join(f"{name} {row[name]:.4f}" for name in ("loss", "validation_loss") if name in row))
-            if self.step % config.save_every == 0 and self.step < config.steps:
+            if workers.is_first and self.step % config.save_every == 0 and self.step < config.steps:
                 self.save()
                 begun = time.monotonic()
-            if asked.is_set():
-                break
+            if workers.any(asked.is_set()):
+                return True
+        return False
 
     def _update(self, step: int) -> float:
         config, raw = self.config, self.raw
-        batch = self.windows.draw(config.batch_size, config.seed, step)
-        generator = keyed_generator(config.seed, step)
-        loss = raw.loss(*self._perceived(raw, batch, generator, augment=True), generator)
+        which = np.random.default_rng([config.seed, step]).integers(len(self.lessons), size=config.batch_size)
+        loss = self.lessons.loss(raw, self.network, which, keyed_generator(config.seed, step), True, self.workers.rows)
+        mean = self.workers.mean(loss)
         self.optimizer.zero_grad(set_to_none=True)
-        if not torch.isfinite(loss):
-            raise UserError(f"The loss became {loss.item()} at step {step}.",
+        if not math.isfinite(mean):
+            raise UserError(f"The loss became {mean} at step {step}.",
                             "Go on from the last checkpoint with --resume, or start over with a lower --learning-rate.")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(raw.network.parameters(), 1.0)
@@ -130,24 +149,7 @@ class Trainer:
             group["lr"] = config.learning_rate * learning_rate_factor(step, config.steps)
         self.optimizer.step()
         self.average.update_parameters(raw.network)
-        return loss.item()
-
-    def _perceived(self, brain: Brain, batch: Batch, generator: torch.Generator, augment: bool):
-        """Target block and condition of a batch; with `augment`, its history is noisy or missing, its face may miss."""
-        config = self.config
-        tensors = {name: torch.from_numpy(value).float() for name, value in vars(batch).items()}
-        num = len(tensors["block"])
-        history_present = torch.ones(num)
-        if augment:
-            tensors["expression_present"] *= (torch.rand(num, 1, generator=generator) >= config.face_dropout).float()
-            history_present = (torch.rand(num, generator=generator) >= config.history_dropout).float()
-            # From none to all of the noise: clean history must be known too.
-            level = torch.rand(num, 1, 1, generator=generator) * config.history_noise
-            noise = torch.randn(tensors["history"].shape, generator=generator)
-            tensors["history"] = tensors["history"] + level * noise * brain.motion.std.cpu()
-        block = tensors.pop("block").to(self.device)
-        tensors = {name: value.to(self.device) for name, value in tensors.items()}
-        return block, brain.condition(**tensors, history_present=history_present.to(self.device))
+        return mean
 
     def _validate(self) -> float:
         """Validation loss of the averaged weights, which are kept if it is the least so far: a small clip is soon
@@ -162,8 +164,8 @@ class Trainer:
     def validation_loss(self, brain: Brain) -> float:
         """Loss on held-out windows, always the same ones with the same noise."""
         generator = keyed_generator(self.config.seed)
-        which = torch.randperm(len(self.validation), generator=generator)[:VALIDATION_WINDOWS].numpy()
-        return brain.loss(*self._perceived(brain, self.validation.take(which), generator, augment=False), generator).item()
+        which = torch.randperm(len(self.validation), generator=generator)[: self.validation.sample].numpy()
+        return self.validation.loss(brain, brain.network, which, generator, augment=False).item()
 
     def averaged(self) -> Brain:
         """The brain with averaged weights as they are now."""
@@ -182,7 +184,7 @@ class Trainer:
         """Write checkpoint and training state; returns the training summary."""
         summary = {
             "clips": [{"path": str(pair.path), "frames": len(pair), "licences": _licences(pair)} for pair in self.pairs],
-            "steps": self.step, "seconds": round(self.seconds, 1), "windows": len(self.windows),
+            "steps": self.step, "seconds": round(self.seconds, 1), "windows": len(self.lessons),
             "recipe": _recipe(self.config),
         }
         if self.best:
@@ -239,7 +241,9 @@ def brain_config(config: BrainTraining, pairs: list[Pair]) -> BrainConfig:
     return BrainConfig(network=config.network, basis=pairs[0].basis, audio=config.audio, audio_dim=pairs[0].audio.shape[1],
                        uses_face=config.face and any(pair.expression is not None for pair in pairs),
                        audio_settings=pairs[0].audio_settings, block=config.block, history=config.history,
-                       context=config.context, width=config.width, layers=config.layers)
+                       context=config.context, width=config.width, layers=config.layers, heads=config.heads,
+                       look_ahead=config.look_ahead, prediction=config.prediction, audio_guidance=config.audio_guidance,
+                       face_guidance=config.face_guidance)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -248,9 +252,9 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min((step + 1) / warm, (steps - step) / max(steps - warm, 1))
 
 
-def _held_out_windows(pairs: list[Pair], shape: tuple[int, int, int], held: list[tuple[int, int]], config: BrainTraining) -> Windows:
+def _held_out(pairs: list[Pair], config: BrainTraining, held: list[tuple[int, int]]):
     try:
-        return Windows(pairs, *shape, held)
+        return LESSONS[config.network](pairs, config, held)
     except UserError as error:
         raise UserError(f"The end of the clips, held out to validate on, is of no use with --holdout {config.holdout:g}: {error.problem}",
                         "Choose another --holdout; with 0 all frames are learned and none are validated on.") from error
@@ -271,7 +275,7 @@ def _average(decay: float):
 def _check(config: BrainTraining) -> None:
     if not config.clips:
         raise UserError("No clip was given.", "Name at least one clip folder.")
-    for name in ("steps", "batch_size", "block", "history", "save_every", "width", "layers"):
+    for name in ("steps", "batch_size", "block", "history", "save_every", "width", "layers", "heads", "sequence"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}.", "Give a number above zero.")
     if config.seed < 0:
@@ -279,10 +283,22 @@ def _check(config: BrainTraining) -> None:
     if not 0 <= config.holdout < 1:
         raise UserError(f"--holdout is {config.holdout}.", "Give a share from 0 up to, but not including, 1.")
     resolve_device(config.device)
-    if config.context < config.block:
+    if config.network == "dit":
+        _check_dit(config)
+    elif config.context < config.block:
         raise UserError(f"A context of {config.context} frames does not hold a block of {config.block}.", "Give a larger --context.")
     if config.overfit and len(config.clips) != 1:
         raise UserError(f"--overfit learns one clip by heart; {len(config.clips)} were given.", "Name one clip.")
+
+
+def _check_dit(config: BrainTraining) -> None:
+    if config.width % (2 * config.heads):
+        raise UserError(f"A width of {config.width} is not a multiple of twice {config.heads} heads.", "Change --width or --heads.")
+    if not 0 <= config.look_ahead < config.context:
+        raise UserError(f"--look-ahead is {config.look_ahead}.", f"Give a number from 0 to {config.context - 1}, less than --context.")
+    if config.block > min(config.history, config.sequence):
+        raise UserError(f"A block of {config.block} frames is longer than the history of {config.history} or the sequence of "
+                        f"{config.sequence}.", "Give a smaller --block.")
 
 
 def _recipe(config: BrainTraining) -> dict[str, Any]:

@@ -42,19 +42,19 @@ def print_tables(figures: dict) -> None:
     measured = next(iter(figures["rows"].values()))
     columns = {key: heading for key, heading in columns.items() if key in measured}
     notes = {"refined": "test images used"}
-    _print_table({name: row | {"note": notes.get(name, "")} for name, row in figures["rows"].items()}, columns)
+    print_table({name: row | {"note": notes.get(name, "")} for name, row in figures["rows"].items()}, columns)
     if figures["lpips_network"] is None:
         print(f"lpips: not measured (weights not present). {lpips.how_to_get('alex')}")
     if "large_poses" in figures:
         print("\nturned to 1, 1.25 and 1.5 times the largest yaw and pitch of training, means over four ways to turn")
         rows = {f"{name} {factor}": row for name, of in figures["large_poses"].items() for factor, row in of.items()}
-        _print_table(rows, {
+        print_table(rows, {
             "landmark_px": ("landmarks px", 2), "lost": ("lost", 0), "torn_percent": ("torn %", 3),
             "gap_percent": ("of it gaps", 3), "fold_percent": ("folds", 3), "specks": ("specks", 2), "holes": ("holes", 2),
             "specks_in_picture": ("seen specks", 2), "holes_in_picture": ("seen holes", 2)})
 
 
-def _print_table(rows: dict[str, dict], columns: dict[str, tuple[str, int]]) -> None:
+def print_table(rows: dict[str, dict], columns: dict[str, tuple[str, int]]) -> None:
     """One line a row; `columns` is key -> (heading, decimals)."""
     print(" " * 16 + "".join(f"{heading:>13}" for heading, _ in columns.values()))
     for name, row in rows.items():

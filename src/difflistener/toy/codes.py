@@ -67,4 +67,5 @@ def swaying(frames: int, channels: int, fast: float, generator: np.random.Genera
     With 0.15 its autocorrelation at 1, 5, 12, 25 and 50 frames is .99 .90 .76 .55 .24. Head rotations of real tracks, means
     over the two of clips/dualtalk and the first 140 s of talking_face.webm: .99 .88 .73 .56 .31.
     """
-    return np.sqrt(1 - fast) * coloured(frames, channels, 0.8, generator) + np.sqrt(fast) * coloured(frames, channels, 0.12, generator)
+    slow = np.sqrt(1 - fast) * coloured(frames, channels, 0.8, generator)
+    return slow + np.sqrt(fast) * coloured(frames, channels, 0.12, generator)

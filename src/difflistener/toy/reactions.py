@@ -3,15 +3,16 @@
 The whole law, with the numbers of `Law`; "by attitude" means positive / neutral / negative, which a clip keeps:
 
 1. End of a phrase, heard: falling pitch and loudness, then a pause. The listener nods with probability .75 / .55 / .30,
-   0.45 s after the end (deviation 0.12 s) and 6 to 11 degrees deep. A pause inside a phrase (level voice, pitch that
+   0.45 s after the end (deviation 0.12 s), 6 to 11 degrees deep, for 0.58 to 0.78 s. A pause inside a phrase (level voice, pitch that
    rises, 0.2 to 0.6 s) is not answered. After an end it also blinks with probability .30, 0.25 s (0.08 s) later.
 2. The speaker's smile, seen, at any time: smiled back with probability .85 / .60 / .20, 0.50 s (0.15 s) later, at 0.7 to
    1.0 of its strength and for its duration.
-3. A flash of the speaker's brows, seen, at any time: mimicked with probability .60 / .45 / .25, 0.40 s (0.10 s) later.
+3. A flash of the speaker's brows, seen, at any time: mimicked with probability .60 / .45 / .25, 0.40 s (0.10 s) later, at
+   0.7 to 1.0 of its strength.
 4. In the speaker's silence nothing is heard, and only the face causes reactions: 2 and 3 hold, and a flash of the brows
    asks for a nod, which comes with probability .75 / .55 / .30, 0.55 s (0.12 s) later. (A flash while talking does not.)
-5. Attitude shifts the rates above, the smile at rest (.22 / .06 / 0 of a full smile) and the brows at rest
-   (0 / 0 / -.25: drawn down).
+5. Attitude shifts the rates above, the smile at rest (.14 / .05 / 0 of a full smile) and the brows at rest
+   (0 / 0 / -.12: drawn down).
 6. The rest is the listener's own: blinks as a renewal process (0.5 s, then exponential, mean 3.2 s; those within 0.5 s
    of a blink of 1 give way), looks away (0.5 s, then exponential, mean 7 s between), slow sway of the head, small
    noise on every code.
@@ -51,8 +52,9 @@ class Law:
     """Strength of a smile against the one that it answers."""
     brow_probability: tuple[float, float, float] = (0.60, 0.45, 0.25)
     brow_delay: tuple[float, float] = (0.40, 0.10)
-    smile_at_rest: tuple[float, float, float] = (0.22, 0.06, 0.0)
-    brow_at_rest: tuple[float, float, float] = (0.0, 0.0, -0.25)
+    brow_scale: tuple[float, float] = (0.7, 1.0)
+    smile_at_rest: tuple[float, float, float] = (0.14, 0.05, 0.0)
+    brow_at_rest: tuple[float, float, float] = (0.0, 0.0, -0.12)
     blink_probability: float = 0.30
     """Blink after the end of a phrase."""
     blink_delay: tuple[float, float] = (0.25, 0.08)
@@ -161,18 +163,19 @@ def _flashes(seconds: float, silences: np.ndarray, generator: np.random.Generato
         while now < end - 1.3:
             asks.append((now, generator.uniform(0.5, 0.8), generator.uniform(0.6, 1.0), 1.0))
             now += generator.uniform(2.4, 3.6)
+    times = np.array([ask[0] for ask in asks])
     talking, now = [], generator.uniform(0.5, 5.0)
     while now < seconds - 1:
-        if not ((silences[:, 0] - 0.8 < now) & (now < silences[:, 1])).any():
+        waiting = ((silences[:, 0] - 0.8 < now) & (now < silences[:, 1])).any()
+        if not waiting and not (np.abs(times - now) < 2.2).any():
             talking.append((now, generator.uniform(0.5, 0.8), generator.uniform(0.5, 1.0), 0.0))
         now += 2.4 + generator.exponential(3.0)
-    flashes = np.array(sorted(asks + talking), float).reshape(-1, 4)
-    # A flash while talking gives way to one in silence that follows at once.
-    close = np.append(np.diff(flashes[:, 0]) < 2.2, False)
-    return flashes[~(close & (flashes[:, 3] == 0))]
+    return np.array(sorted(asks + talking), float).reshape(-1, 4)
 
 
-def renewal(seconds: float, rest: float, mean: float, duration: tuple[float, float], generator: np.random.Generator) -> np.ndarray:
+def renewal(
+    seconds: float, rest: float, mean: float, duration: tuple[float, float], generator: np.random.Generator
+) -> np.ndarray:
     """[B,2] start and duration of events with at least `rest` s, and then an exponential time of `mean` s, between starts."""
     rows, now = [], generator.exponential(mean)
     while now < seconds:
@@ -200,7 +203,8 @@ def draw_events(script: Script, attitude: str, law: Law, generator: np.random.Ge
         react("smile", "smile", start, law.smile_probability[which], law.smile_delay, duration,
               strength * generator.uniform(*law.smile_scale))
     for start, duration, strength, _ in script.flashes:
-        react("brow", "flash", start, law.brow_probability[which], law.brow_delay, duration, strength * generator.uniform(0.7, 1.0))
+        react("brow", "flash", start, law.brow_probability[which], law.brow_delay, duration,
+              strength * generator.uniform(*law.brow_scale))
     for end in script.phrase_ends:
         react("blink", "phrase_end", end, law.blink_probability, law.blink_delay, generator.uniform(0.16, 0.24), 1.0)
     after_phrases = np.array([event.start for event in events if event.kind == "blink" and event.answered])

@@ -79,7 +79,8 @@ def _voice(pitch: np.ndarray, voice: np.ndarray, vowels: np.ndarray, generator: 
     """Glottal pulses [N] through three resonators in a row whose formants [N / BLOCK, 3] glide."""
     part = np.cumsum(pitch / RATE, dtype=np.float64) % 1
     # Rosenberg's pulse: the folds open over 0.4 of a period and close over 0.16 of it; its slope is the buzz.
-    slope = np.where(part < 0.4, 1.25 * np.pi * np.sin(np.pi * part / 0.4), -3.125 * np.pi * np.sin(0.5 * np.pi * (part - 0.4) / 0.16))
+    opening, closing = np.sin(np.pi * part / 0.4), np.sin(0.5 * np.pi * (part - 0.4) / 0.16)
+    slope = np.pi * np.where(part < 0.4, 1.25 * opening, -3.125 * closing)
     slope[part >= 0.56] = 0
     source = (slope * pitch / RATE + 0.004 * generator.standard_normal(len(part), np.float32)) * voice
     formants = gaussian_filter1d(vowels, 1.1, axis=0)

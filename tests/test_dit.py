@@ -1,0 +1,259 @@
+"""The diffusion transformer: who sees whom, its noise levels and steps against plain references, and its training."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from test_brain import DIM, make_brain, one_thread, speaker, train, write_clip  # noqa: F401
+
+import difflistener
+from difflistener.brain.diffusion import keyed_generator
+from difflistener.brain.dit import Scene
+from difflistener.brain.forcing import NUM_LEVELS, SCHEDULE, Noise, balance, clean_estimate, ddim_steps, forcing_loss, shares
+from difflistener.brain.model import Brain
+from difflistener.brain.stream import Sampler, branches
+from difflistener.clip import Clip
+from difflistener.errors import UserError
+
+BLOCK, FRAMES = 4, 32  # A history of 8 frames is two blocks: FRAMES is four times that.
+
+
+def scene(frames=FRAMES, size=1, context=12, seed=0) -> Scene:
+    rows = frames + context - 1
+    make = torch.Generator().manual_seed(seed)
+    return Scene(torch.randn(size, rows, DIM, generator=make), torch.ones(size, rows),
+                 torch.randn(size, rows, 50, generator=make), torch.ones(size, rows), torch.zeros(size, dtype=torch.long), torch.zeros(size, 56), torch.zeros(size))
+
+
+def sequence(size=1, seed=1):
+    make = torch.Generator().manual_seed(seed)
+    return torch.randn(size, FRAMES, 56, generator=make), torch.randn(size, FRAMES, 56, generator=make)
+
+
+@torch.no_grad()
+def predict(network, clean, noisy, given=None, remembers=None, level=600.0):
+    size = len(clean)
+    return network(clean, noisy, torch.tensor([0, level]), torch.ones(size, FRAMES, dtype=torch.long), given or scene(size=size),
+                   torch.ones(size, FRAMES // BLOCK, dtype=torch.bool) if remembers is None else remembers)
+
+
+def changed_frames(one, other) -> list[int]:
+    return torch.nonzero((one != other).any(-1).any(0)).flatten().tolist()
+
+
+def test_a_block_sees_itself_and_the_clean_past():
+    network = make_brain(layers=1).network
+    clean, noisy = sequence()
+    plain = predict(network, clean, noisy)
+    touched = noisy.clone()
+    touched[:, 13] += 1
+    assert changed_frames(plain, predict(network, clean, touched)) == [12, 13, 14, 15]
+    past = clean.clone()
+    past[:, 13] += 1
+    # Two blocks of history, not its own block, and nothing after that.
+    assert changed_frames(plain, predict(network, past, noisy)) == list(range(16, 24))
+    alone = torch.zeros(1, FRAMES // BLOCK, dtype=torch.bool)
+    assert changed_frames(predict(network, clean, noisy, remembers=alone), predict(network, past, noisy, remembers=alone)) == []
+
+
+@pytest.mark.parametrize("face", [False, True])
+def test_a_frame_perceives_its_window(face):
+    network = make_brain(uses_face=True).network
+    clean, noisy = sequence()
+    plain, other = scene(), scene()
+    # Row 20 is in the windows of frames 9 to 20.
+    (other.expression if face else other.audio)[:, 20] += 1
+    told = [network.perceive(one)[0] for one in (plain, other)]
+    assert changed_frames(*told) == list(range(9, 21))
+    assert predict(network, clean, noisy, plain).ne(predict(network, clean, noisy, other)).any()
+
+
+def test_remembered_keys_and_values_are_those_of_training():
+    """The plain reference of streaming: every block at once, without any memory, over twice the length of the ring."""
+    brain = make_brain(uses_face=True, layers=3)
+    network = brain.network
+    clean, noisy = sequence()
+    given = scene()
+    whole = predict(network, clean, noisy, given, level=float(ddim_steps(1)[0].level))
+    sampler = Sampler(network, 1, [(True, True, 1.0)], 1, "x0", 1e9)
+    context = brain.config.context
+    with torch.inference_mode():
+        for first in range(0, FRAMES, BLOCK):
+            rows = slice(first, first + BLOCK + context - 1)
+            part = Scene(given.audio[:, rows], given.audio_present[:, rows], given.expression[:, rows],
+                         given.expression_present[:, rows], given.attitude, given.anchor, given.anchor_present)
+            block = slice(first, first + BLOCK)
+            told = sampler._told(part)
+            output = sampler._pass(noisy[:, block], told, sampler._modulations[0], sampler._turns())
+            assert torch.allclose(output, whole[:, block], atol=2e-4), first
+            sampler.remember(part, clean[:, block])
+
+
+def test_levels_and_steps_are_those_of_diffusers():
+    assert shares(torch.tensor([0, NUM_LEVELS]))[0].tolist() == pytest.approx([1, 0], abs=1e-6)
+    torch.manual_seed(0)
+    noise, target = torch.randn(2, 3, 4, 56)
+    for num_steps in (1, 10, 50):
+        scheduler = DDIMScheduler(**SCHEDULE, clip_sample=True, clip_sample_range=3.0, prediction_type="v_prediction")
+        scheduler.set_timesteps(num_steps)
+        theirs = ours = noise
+        for timestep, step in zip(scheduler.timesteps.tolist(), ddim_steps(num_steps)):
+            assert step.level == timestep + 1
+            output = torch.sin(theirs + target)
+            theirs = scheduler.step(output, timestep, theirs, use_clipped_model_output=True).prev_sample
+            estimate = clean_estimate(torch.sin(ours + target), ours, step.alpha, step.sigma, "v").clamp(-3, 3)
+            ours = step.keep * estimate + step.renew * (ours - step.alpha * estimate) / step.sigma
+            assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+@pytest.mark.parametrize("num_steps", [1, 15, 50])
+def test_ddim_finds_a_known_answer(prediction, num_steps):
+    """With the exact output for one point, the steps must arrive at that point."""
+    target, state = torch.full((4, 56), 0.7), torch.randn(4, 56, generator=keyed_generator(0))
+    for step in ddim_steps(num_steps):
+        noise = (state - step.alpha * target) / step.sigma
+        output = step.alpha * noise - step.sigma * target if prediction == "v" else target
+        estimate = clean_estimate(output, state, step.alpha, step.sigma, prediction)
+        state = step.keep * estimate + step.renew * noise
+    assert torch.allclose(state, target, atol=1e-3)
+
+
+def test_groups_have_equal_shares():
+    moves = torch.ones(56, dtype=torch.bool)
+    weights = balance(moves, has_posture=False)
+    assert [weights[part].sum().item() for part in (slice(0, 50), slice(50, 53), slice(53, 56))] == pytest.approx([1 / 3] * 3)
+    moves[53:] = moves[10:20] = False
+    weights = balance(moves, has_posture=True)
+    parts = slice(0, 44), slice(44, 50), slice(50, 53), slice(53, 56)
+    assert [weights[part].sum().item() for part in parts] == pytest.approx([1 / 3] * 3 + [0])
+    assert (weights[10:20] == 0).all() and balance(torch.zeros(56, dtype=torch.bool), False).sum() == 0
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_the_loss_of_the_right_answer_is_zero(prediction):
+    states, _ = sequence(3)
+    drawn = Noise.draw(3, FRAMES, BLOCK, keyed_generator(0), 0.1, 0.3)
+    alpha, sigma = (share[..., None] for share in shares(drawn.levels[drawn.which]))
+
+    def right(clean, noisy, *_):
+        return alpha * drawn.noise - sigma * states if prediction == "v" else states
+
+    weights, counts = balance(torch.ones(56, dtype=torch.bool), False), torch.ones(3, FRAMES)
+
+    def loss(network):
+        return forcing_loss(network, states, scene(size=3), counts, drawn, weights, prediction, 1.0).item()
+
+    assert loss(right) < 1e-8
+    assert loss(lambda *given: right(*given) + 0.1) > 5e-3
+    assert {0.0} < set(drawn.levels[drawn.which].flatten().tolist()), "no frame is given"
+    assert 0.4 < drawn.remembers.float().mean() < 0.95
+
+
+def test_two_halves_are_the_whole_batch():
+    drawn = Noise.draw(4, FRAMES, BLOCK, keyed_generator(0), 0.1, 0.1)
+    network = make_brain(uses_face=True).network
+    states, _ = sequence(4)
+    weights, counts = balance(torch.ones(56, dtype=torch.bool), False), torch.ones(4, FRAMES)
+    counts[3, 20:] = 0
+
+    def loss(rows):
+        return forcing_loss(network, states[rows], scene(size=4)[rows], counts[rows], drawn.part(rows, "cpu"), weights, "v", 1.0)
+
+    halves = (loss(slice(0, None, 2)) + loss(slice(1, None, 2))) / 2
+    assert halves.item() == pytest.approx(loss(slice(None)).item(), rel=1e-5)
+
+
+def test_guidance_is_one_batch_of_passes():
+    assert branches(1.0, 1.0, True) == [(True, True, 1.0)] and branches(1.0, 1.0, False) == [(True, False, 1.0)]
+    passes = branches(1.5, 1.2, True)
+    assert [(hear, see) for hear, see, _ in passes] == [(False, False), (True, False), (True, True)]
+    assert [weight for *_, weight in passes] == pytest.approx([-0.5, 0.3, 1.2])
+    network, noise, given = make_brain(uses_face=True).network, torch.randn(1, BLOCK, 56), scene(BLOCK)
+    with torch.inference_mode():
+        alone = [Sampler(network, 1, [(hear, see, 1.0)], 1, "x0", 1e9).block(given, noise) for hear, see, _ in passes]
+        guided = Sampler(network, 1, passes, 1, "x0", 1e9).block(given, noise)
+    assert torch.allclose(guided, -0.5 * alone[0] + 0.3 * alone[1] + 1.2 * alone[2], atol=1e-4)
+    assert not torch.allclose(alone[1], alone[2], atol=1e-2) and not torch.allclose(alone[0], alone[1], atol=1e-2)
+
+
+def test_given_frames_are_kept_and_heeded():
+    brain = make_brain()
+    audio, fixed = speaker(16), torch.full((16, 56), torch.nan)
+    plain = brain.generate(audio, num_steps=3)
+    fixed[5] = plain[5] + brain.motion.std / 2
+    motion = brain.generate(audio, num_steps=3, fixed=fixed)
+    assert torch.allclose(motion[5], fixed[5], atol=1e-5)
+    assert torch.equal(motion[:4], plain[:4])
+    assert not torch.allclose(motion[4], plain[4]) and not torch.allclose(motion[12:], plain[12:])
+
+
+def test_anchor_and_attitude_are_heeded():
+    brain = make_brain()
+    audio = speaker(8)
+    plain = brain.generate(audio, num_steps=3)
+    clip = torch.randn(5, 56)
+    styled = brain.generate(audio, num_steps=3, anchor=clip)
+    assert not torch.allclose(styled, plain)
+    assert torch.allclose(styled, brain.generate(audio, num_steps=3, anchor=clip.mean(0, keepdim=True)), atol=1e-4)
+    assert not torch.allclose(brain.generate(audio, num_steps=3, attitude="negative"), plain)
+    with pytest.raises(UserError, match="no attitude 'cross'"):
+        brain.generate(audio, attitude="cross")
+    with pytest.raises(UserError, match=r"style clip has shape \(2, 50\)"):
+        brain.generate(audio, anchor=torch.zeros(2, 50))
+    with pytest.raises(UserError, match="network mlp has no attitude"):
+        make_brain("mlp").generate(audio, attitude="negative")
+
+
+def test_overfit_gives_the_clip_back(tmp_path):
+    clip, out = write_clip(tmp_path / "clip", num_frames=60), tmp_path / "out"
+    report = train([clip], out, overfit=True, steps=300, batch_size=4, learning_rate=3e-3, ema=0.98, width=64, context=20,
+                   audio_dropout=0.0, face_dropout=0.0, anchor_dropout=1.0)["overfit"]
+    assert report["free-running"]["all"]["correlation"] > 0.9
+    assert report["second seed"]["all"]["correlation"] > 0.9
+    assert json.loads((out / "overfit.json").read_text()) == report
+
+
+def test_clips_shorter_than_a_sequence_and_with_an_attitude(tmp_path):
+    clip = write_clip(tmp_path / "clip", num_frames=50)
+    meta = json.loads((clip / "clip.json").read_text())
+    (clip / "clip.json").write_text(json.dumps(meta | {"attitude": "positive"}))
+    assert Clip.open(clip).meta["attitude"] == "positive"
+    train([clip], tmp_path / "out", steps=2, attitude_dropout=0.0, look_ahead=1)
+    brain = Brain.from_pretrained(tmp_path / "out")
+    assert brain.network.attitude.weight[1].abs().sum() > 0 and (brain.network.attitude.weight[[0, 2, 3]] == 0).all()
+    (clip / "clip.json").write_text(json.dumps(meta | {"attitude": "cross"}))
+    with pytest.raises(UserError, match="has the attitude 'cross'"):
+        train([clip], tmp_path / "other")
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """torchrun on two CPU processes against one, with the same global batch."""
+    clip = write_clip(tmp_path / "clip")
+    small = ["--steps", 4, "--batch-size", 4, "--block", 4, "--history", 8, "--context", 12, "--width", 32, "--layers", 2,
+             "--sequence", 24, "--device", "cpu"]
+    words = ["-m", "difflistener", "train", "brain", clip, *small]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(difflistener.__file__).parents[1])}
+    for launcher, out in (([], "one"), (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2], "two")):
+        run = subprocess.run([str(word) for word in (sys.executable, *launcher, *words, "--out", tmp_path / out)],
+                             env=environment, capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr[-2000:]
+    one, two = (json.loads((tmp_path / out / "metrics.jsonl").read_text()) for out in ("one", "two"))
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], abs=1e-5)
+    weights = [Brain.from_pretrained(tmp_path / out).state_dict() for out in ("one", "two")]
+    assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]) < 1e-4
+
+
+def test_training_needs_rows_for_every_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("difflistener.brain.parallel.distributed.is_initialized", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="A batch of 16 cannot be shared evenly by 3 processes"):
+        train([write_clip(tmp_path / "clip")], tmp_path / "out")
+    assert np.isfinite(np.load(tmp_path / "clip/listener/motion.npy")).all()
