@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
@@ -182,14 +183,15 @@ class _Trainer:
         pictures, alpha = self.body(*self.data.inputs(index, device))
         deformation = self.body.deformation
         # One of the neighbours a step, another each time: on a CPU all of them would cost as much as the pictures.
-        beside = deformation.position[:, self.neighbours[order.integers(NEIGHBOURS)]]
+        rows = deformation.position.transpose(0, 1).flatten(1)
+        beside = F.embedding(self.neighbours[order.integers(NEIGHBOURS)], rows)
         size = sum((p**2).sum(0).mean() for p in (deformation.position, deformation.opacity, deformation.color))
         loss = (
             (pictures - truth).abs().mean()
             + SSIM_WEIGHT * (1 - ssim(pictures, truth).mean())
             + OUTSIDE_WEIGHT * (alpha[..., 0] * outside).mean()
             + BASIS_WEIGHT * size
-            + SMOOTH_WEIGHT * ((deformation.position - beside) ** 2).sum(0).mean()
+            + SMOOTH_WEIGHT * ((rows - beside) ** 2).sum(1).mean() / 3
         )
         loss.backward()
         return loss.detach()
