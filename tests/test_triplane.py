@@ -18,7 +18,7 @@ from difflistener.body import triplane_stages as stages
 from difflistener.body.config import BodyTraining
 from difflistener.body.data import load_body_data
 from difflistener.body.densify import EXTENT, SPLIT_ABOVE, Pull, densify, drop, is_green
-from difflistener.body.film import Film, mouth_opening
+from difflistener.body.film import Film
 from difflistener.body.geometry import multiply
 from difflistener.body.model import Body
 from difflistener.body.train import resolve
@@ -41,6 +41,7 @@ from difflistener.checkpoint import load_training_state
 from difflistener.clip import MASK_LABELS, Clip
 from difflistener.errors import UserError
 from difflistener.motion import ROTATION
+from difflistener.prepare.face_points import mouth_opening
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -472,10 +473,10 @@ def test_the_perceptual_loss_sees_patches_of_the_last_steps(clip, loaded, tmp_pa
 
 def make_run(clip, loaded, schedule=0.01, **changes):
     data, labels = loaded
-    config = resolve(BodyTraining(clip.path, clip.path / "out", gaussians=400, device="cpu"), SIZE)
+    config = resolve(BodyTraining(clip.path, clip.path / "out", gaussians=400, schedule=schedule, device="cpu"), SIZE)
     body = training.start_triplane(data, labels, clip.basis, config)
     film = Film(data, changes.pop("labels", labels), body, clip.read_json("listener", "camera.json"), "cpu")
-    return stages.Run(body, data, film, config, schedule, None)
+    return stages.Run(body, data, film, config, None)
 
 
 def test_the_torso_starts_as_a_linear_body_has_it(clip, loaded):

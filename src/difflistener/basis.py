@@ -49,6 +49,11 @@ class LandmarkBasis:
             digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
         return f"landmark:{digest.hexdigest()[:12]}"
 
+    @property
+    def directions(self) -> np.ndarray:
+        """Displacement [44, P, 3] of one unit of each face code."""
+        return (self.components * self.std[:, None]).reshape(NUM_FACE, -1, 3)
+
     def encode(self, displacement: np.ndarray, posture: np.ndarray | None = None) -> np.ndarray:
         """Codes [T, 50] of displacements [T, P, 3] from the person's neutral shape, and of posture [T, 6] (None: at rest)."""
         weight = np.repeat(self.weights, 3)

@@ -233,6 +233,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def restore_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
+    """Set the optimiser's rates as they stand before `step`."""
+    schedule.last_epoch = step
+    for group, rate, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
+        group["lr"] = rate * factor(step)
+
+
 def _load_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)

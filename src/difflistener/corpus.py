@@ -11,10 +11,8 @@ into one folder, and an interrupted run goes on. The law itself is in `toy/react
 
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
-import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +86,7 @@ def write_clip(out: Path, split: str, number: int, seed: int, seconds: float) ->
     import numpy as np
 
     from difflistener.clip import Clip
+    from difflistener.media import write_wav
     from difflistener.prepare.audio import LogMel
     from difflistener.toy.codes import BASIS
     from difflistener.toy.reactions import Law
@@ -102,7 +101,7 @@ def write_clip(out: Path, split: str, number: int, seed: int, seconds: float) ->
         clip = Clip.create(Path(folder) / "clip", frames)
         clip.set(basis=BASIS, attitude=listener.attitude, licences=["drawn by difflistener corpus; no person"])
         with clip.adding("speaker", "audio.wav", "corpus", settings) as temporary:
-            _write_wav(temporary, speaker.sound)
+            write_wav(temporary, speaker.sound)
         clip.write("speaker", "logmel", encoder.encode(speaker.sound, frames), "logmel",
                    {"source": settings, "encoder": encoder.settings()})
         for role, name, array in (("speaker", "expression", speaker.expression), ("speaker", "valid", seen),
@@ -241,11 +240,3 @@ def _read(file: Path, out: Path) -> dict:
         return values
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{out} holds files that are not a corpus; they are left alone.", "Name another --out.") from error
-
-
-def _write_wav(path: Path, sound) -> None:
-    with wave.open(os.fspath(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes((sound * 32767).round().astype("<i2").tobytes())

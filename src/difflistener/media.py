@@ -18,6 +18,7 @@ import math
 import os
 import struct
 import warnings
+import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -384,6 +385,15 @@ def read_audio(
 def load_audio(path: str | Path, start_s: float = 0.0, duration_s: float | None = None) -> np.ndarray:
     """`read_audio` in one array float32 [n]."""
     return np.concatenate(list(read_audio(path, start_s, duration_s)))
+
+
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    """Write samples [N] within -1..1 (beyond, they are clipped) as a 16 kHz mono wave file of 16 bits."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes())
 
 
 def _sound(source: _Source, start_s: float, duration_s: float | None) -> Iterator[np.ndarray]:

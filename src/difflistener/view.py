@@ -124,7 +124,7 @@ def covariances(quats, scales):
 
 def motion_range(body) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest motion [56] that the body saw in training; beyond, its face is held back."""
-    seen = getattr(body, "motion_range", None) or body.deformation
+    seen = body.motion_range
     return tuple((seen.mean + seen.std * edge).numpy() for edge in (seen.low, seen.high))
 
 

@@ -19,11 +19,8 @@ class LinearDeformation(nn.Module):
 
     def __init__(self, num_gaussians: int, num_bases: int):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(NUM_MOTION))
-        self.register_buffer("std", torch.ones(NUM_MOTION))
+        self.motion_range = Range(NUM_MOTION)
         self.register_buffer("gain", torch.ones(NUM_MOTION))
-        self.register_buffer("low", torch.full((NUM_MOTION,), -1.0))
-        self.register_buffer("high", torch.full((NUM_MOTION,), 1.0))
         self.mix = nn.Linear(NUM_MOTION, num_bases, bias=False)
         self.position = nn.Parameter(torch.zeros(num_bases, num_gaussians, 3))
         self.opacity = nn.Parameter(torch.zeros(num_bases, num_gaussians))
@@ -37,11 +34,7 @@ class LinearDeformation(nn.Module):
         `gain` [56] is how much of each standardised number the mixtures see: the less, the slower they learn from it.
         """
         self.gain.copy_(gain)
-        self.mean.copy_(motion.mean(0))
-        self.std.copy_(motion.std(0).clamp_min(1e-3))
-        theta = (motion - self.mean) / self.std
-        self.low.copy_(torch.quantile(theta, 0.002, 0))
-        self.high.copy_(torch.quantile(theta, 0.998, 0))
+        self.motion_range.fit(motion)
         num_codes = seed_bases.shape[1]
         assert num_codes + 3 <= len(self.position)
         self.mix.weight.zero_()
@@ -49,12 +42,11 @@ class LinearDeformation(nn.Module):
         self.mix.weight[code, EXPRESSION.start + code] = 1 / gain[code]
         turn = torch.arange(3)
         self.mix.weight[num_codes + turn, ROTATION.start + turn] = 1.0
-        self.position[:num_codes] = seed_bases.transpose(0, 1) * self.std[code, None, None]
+        self.position[:num_codes] = seed_bases.transpose(0, 1) * self.motion_range.std[code, None, None]
 
     def psi(self, motion: torch.Tensor) -> torch.Tensor:
         """Mixtures [B, K] of motion [B, 56], held softly inside the range that training showed."""
-        theta = soft_clamp((motion - self.mean) / self.std, self.low, self.high)
-        return self.mix(theta * self.gain)
+        return self.mix(self.motion_range(motion) * self.gain)
 
     def forward(self, motion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Offsets of position [B, N, 3], opacity logit [B, N] and colour [B, N, 3] for motion [B, 56]."""
@@ -69,3 +61,26 @@ def soft_clamp(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> t
     margin = MARGIN * (high - low) + 1e-3
     inside = values.clamp(low, high)
     return inside + margin * torch.tanh((values - inside) / margin)
+
+
+class Range(nn.Module):
+    """Standardises numbers and holds them softly inside the range that training showed."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("low", torch.full((size,), -1.0))
+        self.register_buffer("high", torch.full((size,), 1.0))
+
+    @torch.no_grad()
+    def fit(self, values: torch.Tensor) -> None:
+        """Learn from [T, size]."""
+        self.mean.copy_(values.mean(0))
+        self.std.copy_(values.std(0).clamp_min(1e-3))
+        standard = (values - self.mean) / self.std
+        self.low.copy_(torch.quantile(standard, 0.002, 0))
+        self.high.copy_(torch.quantile(standard, 0.998, 0))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return soft_clamp((values - self.mean) / self.std, self.low, self.high)

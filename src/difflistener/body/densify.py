@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from difflistener.body.geometry import multiply
+from difflistener.body.geometry import matrix_from_quaternion
 from difflistener.body.triplane import Branch, inverse_softplus
 
 EXTENT = 0.2
@@ -72,7 +72,8 @@ def densify(branch: Branch, optimizer: torch.optim.Optimizer, pull: torch.Tensor
     halves = slice(len(kept) + len(copied), None)
     scales = branch.scales[rows[halves]]
     away = torch.randn(scales.shape, generator=generator).to(scales) * scales
-    values["means"][halves] += _turned(away, values["quats"][halves])
+    turn = matrix_from_quaternion(F.normalize(values["quats"][halves], dim=-1))
+    values["means"][halves] += (turn @ away[..., None])[..., 0]
     values["raw_scales"][halves] = inverse_softplus(scales / SHRINK)
 
     stays = torch.sigmoid(values["opacity_logits"]) >= faintest
@@ -114,10 +115,3 @@ def is_green(colors: torch.Tensor) -> torch.Tensor:
     """Which colours [N, 3] are those of the painted background."""
     red, green, blue = (colors * 255).unbind(-1)
     return (red < 30) & (green > 225) & (blue < 30)
-
-
-def _turned(vectors: torch.Tensor, quats: torch.Tensor) -> torch.Tensor:
-    """Vectors [N, 3] turned by quaternions [N, 4] of any length: q v q*."""
-    unit = F.normalize(quats, dim=-1)
-    conjugate = unit * unit.new_tensor([1, -1, -1, -1])
-    return multiply(multiply(unit, F.pad(vectors, (1, 0))), conjugate)[:, 1:]

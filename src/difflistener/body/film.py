@@ -9,10 +9,7 @@ import torch
 
 from difflistener.body.data import BodyData
 from difflistener.body.triplane import TriplaneBody
-
-OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409)
-LIP_TOP, LIP_BOTTOM = 13, 14
-EYE_CORNERS = (33, 263)
+from difflistener.prepare.face_points import LIPS
 
 
 class Film:
@@ -25,7 +22,7 @@ class Film:
         motion, translation, _, eyes = data.inputs(slice(None), device)
         self.drive = body.drive(motion, translation, eyes)
         height, width = data.size
-        points = data.landmarks[:, OUTER_LIPS, :2] * [width / camera["width"], height / camera["height"]]
+        points = data.landmarks[:, LIPS, :2] * [width / camera["width"], height / camera["height"]]
         self.lips = np.stack([np.floor(points.min(1)), np.ceil(points.max(1))], 1)  # [T, 2, 2] first and last x and y
         self.lips = self.lips.clip(0, [width, height]).astype(int)
 
@@ -52,9 +49,3 @@ def _grown(first: int, end: int, least: int, size: int) -> slice:
     length = min(max(end - first, least), size)
     first = min(max((first + end - length) // 2, 0), size - length)
     return slice(first, first + length)
-
-
-def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
-    """Distance of the inner lips over that of the eye corners [T], of landmarks [T, 478, 3]."""
-    gap = np.linalg.norm(landmarks[:, LIP_TOP] - landmarks[:, LIP_BOTTOM], axis=1)
-    return gap / np.linalg.norm(landmarks[:, EYE_CORNERS[0]] - landmarks[:, EYE_CORNERS[1]], axis=1)

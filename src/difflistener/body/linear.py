@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from difflistener.body.deformation import LinearDeformation
+from difflistener.body.deformation import LinearDeformation, Range
 from difflistener.body.geometry import matrix_from_quaternion, multiplier, multiply, quaternion_from_axis_angle
 from difflistener.body.model import Body, BodyConfig, Gaussians
 from difflistener.motion import ROTATION
@@ -30,6 +30,11 @@ class LinearBody(Body):
         self.rigid_logits = nn.Parameter(torch.zeros(count))
         self.deformation = LinearDeformation(count, config.num_bases)
         self.register_buffer("group", torch.zeros(count, dtype=torch.int64))
+
+    @property
+    def motion_range(self) -> Range:
+        """What motion training showed."""
+        return self.deformation.motion_range
 
     def gaussians(self, motion, translation, torso, eyes) -> Gaussians:
         """Posed Gaussians; the eyelids and the gaze are in the expression codes, `eyes` is not used."""

@@ -23,11 +23,12 @@ from difflistener.checkpoint import (
     load_training_state,
     optimizer_tensors,
     restore_optimizer,
+    restore_schedule,
     save_training_state,
 )
 from difflistener.clip import MASK_LABELS, Clip
 from difflistener.metrics.image import ssim
-from difflistener.motion import EXPRESSION, NUM_EXPRESSION, ROTATION
+from difflistener.motion import EXPRESSION, ROTATION
 from difflistener.progress import progress
 
 NUM_BASES = 20
@@ -111,9 +112,7 @@ def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTrain
     motion, eyes = data.motion[train], data.eyes[train]
     index = neutral_frame(data, data.train)
     rotation = data.motion[index, ROTATION].numpy()
-    num_codes = NUM_BASES - 6
-    codes = np.eye(num_codes, data.motion.shape[1] - 6, dtype=np.float32)
-    directions = data.basis.decode(codes) - data.basis.decode(np.zeros_like(codes[:1]))
+    directions = data.basis.directions[: NUM_BASES - 6]
     reference = data.reference(Rotation.from_rotvec(rotation).as_matrix(), index, np.asarray(labels[index]))
     # Offsets are zero at the mean motion, so the seeds stand where the face is then.
     usual = data.template + data.basis.decode(motion[:, EXPRESSION].mean(0, keepdim=True).numpy())[0]
@@ -140,9 +139,7 @@ def start_body(data: BodyData, labels: np.ndarray, basis: str, config: BodyTrain
 
 def _gain(data: BodyData, motion: torch.Tensor) -> torch.Tensor:
     """How much of each motion number [56] the mixtures see: codes that move little are mostly tracking noise."""
-    identity = np.eye(NUM_FACE, NUM_EXPRESSION, dtype=np.float32)
-    moved = data.basis.decode(identity) - data.basis.decode(np.zeros_like(identity[:1]))
-    size = torch.from_numpy(np.linalg.norm(moved.reshape(NUM_FACE, -1), axis=1)) * motion.std(0)[:NUM_FACE]
+    size = torch.from_numpy(np.linalg.norm(data.basis.directions, axis=(1, 2))) * motion.std(0)[:NUM_FACE]
     gain = torch.ones(motion.shape[1])
     gain[:NUM_FACE] = (size / size.max()).clamp_min(1e-4).sqrt()
     return gain
@@ -249,7 +246,5 @@ def _restore(body: Body, optimizer, schedule, average: _Average, out: Path) -> t
     restore_optimizer(optimizer, tensors)
     if "average.0" in tensors:
         average.values = [tensors[f"average.{k}"].to(p.device) for k, p in enumerate(average.parameters)]
-    schedule.last_epoch = state["step"]
-    for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
-        group["lr"] = rate * factor(state["step"])
+    restore_schedule(schedule, state["step"])
     return state["step"], state["seconds"]

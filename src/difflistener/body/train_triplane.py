@@ -47,7 +47,7 @@ def train_triplane(config: BodyTraining, clip: Clip, data: BodyData, labels: np.
         body = start_triplane(data, labels, clip.basis, config)
     body.to(config.device)
     film = Film(data, labels, body, clip.read_json("listener", "camera.json"), config.device)
-    run = Run(body, data, film, config, config.schedule, perceptual)
+    run = Run(body, data, film, config, perceptual)
     report = Report(config, data)
     with torch.no_grad():
         body(data.motion[:1].to(config.device))  # gsplat compiles at its first use: not a part of the training time.

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from difflistener.body.deformation import soft_clamp
+from difflistener.body.deformation import Range
 from difflistener.body.gaussians import neighbour_distance
 from difflistener.body.geometry import matrix_from_axis_angle, multiply, quaternion_from_axis_angle
 from difflistener.body.linear import LinearBody
@@ -109,29 +109,6 @@ class Offsets(NamedTuple):
     move: torch.Tensor  # [B, N, 3]
     turn: torch.Tensor | float  # [B, N, 4]
     grow: torch.Tensor | float  # [B, N, 3]
-
-
-class Range(nn.Module):
-    """Standardises numbers and holds them softly inside the range that training showed."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("std", torch.ones(size))
-        self.register_buffer("low", torch.full((size,), -1.0))
-        self.register_buffer("high", torch.full((size,), 1.0))
-
-    @torch.no_grad()
-    def fit(self, values: torch.Tensor) -> None:
-        """Learn from [T, size]."""
-        self.mean.copy_(values.mean(0))
-        self.std.copy_(values.std(0).clamp_min(1e-3))
-        standard = (values - self.mean) / self.std
-        self.low.copy_(torch.quantile(standard, 0.002, 0))
-        self.high.copy_(torch.quantile(standard, 0.998, 0))
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return soft_clamp((values - self.mean) / self.std, self.low, self.high)
 
 
 class Planes(nn.Module):

@@ -25,13 +25,14 @@ import torch
 from difflistener.body.config import BodyTraining
 from difflistener.body.data import BodyData
 from difflistener.body.densify import EXTENT, LARGEST, Pull, densify, drop, is_green
-from difflistener.body.film import Film, mouth_opening
+from difflistener.body.film import Film
 from difflistener.body.model import Gaussians
 from difflistener.body.train_linear import BASIS_WEIGHT, OUTSIDE_WEIGHT, SSIM_WEIGHT, make_optimizer
 from difflistener.body.triplane import START_OPACITY, Branch, Still, TriplaneBody, inverse_softplus
-from difflistener.checkpoint import restore_optimizer
+from difflistener.checkpoint import restore_optimizer, restore_schedule
 from difflistener.clip import MASK_LABELS
 from difflistener.metrics.image import psnr, ssim
+from difflistener.prepare.face_points import mouth_opening
 
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """How different pictures [B, h, w, 3] look, [B]; `metrics.lpips.Lpips` is one."""
@@ -63,12 +64,11 @@ class Run:
     data: BodyData
     film: Film
     config: BodyTraining
-    schedule: float
     perceptual: Perceptual | None
 
     def at(self, steps: int) -> int:
         """A published number of steps in this run's."""
-        return max(1, round(steps * self.schedule))
+        return max(1, round(steps * self.config.schedule))
 
     def order(self, number: int) -> np.random.Generator:
         """What draws the frames of stage `number`."""
@@ -120,16 +120,14 @@ class Stage:
         restore_optimizer(self.optimizer, tensors)
         for name, tensor in self.memory().items():
             tensor.copy_(tensors[f"memory.{name}"])
-        self.schedule.last_epoch = number
-        for group, rate, factor in zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas):
-            group["lr"] = rate * factor(number)
+        restore_schedule(self.schedule, number)
 
 
 class _Torso(Stage):
     name, steps = "torso", 1_200
 
     def __init__(self, run: Run):
-        super().__init__(run, list(run.body.torso.parameters()), *make_optimizer(run.body.torso, self.length(run.schedule)))
+        super().__init__(run, list(run.body.torso.parameters()), *make_optimizer(run.body.torso, self.length(run.config.schedule)))
 
     @classmethod
     def length(cls, schedule: float) -> int:
@@ -182,7 +180,7 @@ class _BranchStage(Stage):
         fades = [self._fade(name, run) for name in [*BRANCH_RATES, "planes", "networks"]]
         super().__init__(run, list(branch.parameters()), optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, fades))
         self.pull = self.new_pull()
-        self.warm, self.last = run.at(WARM), self.length(run.schedule)
+        self.warm, self.last = run.at(WARM), self.length(run.config.schedule)
         self.frames = self.plan()
         self.patches = run.order(10 + self.number).integers(*self.patch_range, self.last)
 
@@ -376,7 +374,7 @@ class _Fuse(Stage):
         optimizer = torch.optim.Adam(sets, eps=1e-15, fused=True)
         steady = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         super().__init__(run, learned + [face.shades, mouth.shades], optimizer, steady)
-        self.frames = _shuffled(run.data.train, self.length(run.schedule), run.order(self.number))
+        self.frames = _shuffled(run.data.train, self.length(run.config.schedule), run.order(self.number))
         self.patches = run.order(10 + self.number).integers(32, 43, len(self.frames))
 
     def learn(self, number):

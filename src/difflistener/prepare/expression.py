@@ -39,7 +39,7 @@ def encode(track: HeadTrack, landmarks: np.ndarray, valid: np.ndarray, basis: La
     codes; what is NaN in it rests. `smooth` = 0 gives each frame from itself alone.
     """
     codes = np.zeros((len(track), NUM_FACE), np.float32)
-    spread = (basis.components * basis.std[:, None]).astype(np.float64).reshape(NUM_FACE, -1, 3)
+    spread = basis.directions.astype(np.float64)
     weight = basis.weights.astype(np.float64) ** 2
     weighted = spread * weight[None, :, None]
     products = np.tensordot(weighted, spread, axes=([1], [1])).transpose(0, 2, 1, 3)

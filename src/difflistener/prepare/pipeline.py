@@ -19,7 +19,7 @@ import numpy as np
 from difflistener.basis import LandmarkBasis, fit_basis
 from difflistener.clip import Clip, MaskWriter, sha256
 from difflistener.errors import UserError
-from difflistener.media import SAMPLE_RATE, SAMPLES_PER_FRAME, VideoWriter, load_audio, num_frames, probe, read_frames
+from difflistener.media import SAMPLES_PER_FRAME, VideoWriter, load_audio, num_frames, probe, read_frames, write_wav
 from difflistener.motion import FPS, NUM_MOTION, fill_gaps, runs
 from difflistener.prepare.config import FitBasis, Prepare
 from difflistener.prepare.sources import Crop, Source, choose_crop, find_sources, read_motion, test_frames
@@ -292,7 +292,7 @@ def _audio_stage(clip: Clip, source: Source, encoders: list) -> None:
     if not clip.is_current("speaker", "audio.wav", settings):
         samples = _sound(source, clip.num_frames)
         with clip.adding("speaker", "audio.wav", "PyAV", settings) as temporary:
-            _write_wav(temporary, samples)
+            write_wav(temporary, samples)
     for encoder in encoders:
         name = encoder.name
         feature_settings = {"source": settings, "encoder": encoder.settings()}
@@ -306,16 +306,6 @@ def _sound(source: Source, count: int) -> np.ndarray:
     """Exactly count * 640 samples: cut, or padded with silence."""
     samples = load_audio(source.path, source.start, count / FPS)[: count * SAMPLES_PER_FRAME]
     return np.pad(samples, (0, count * SAMPLES_PER_FRAME - len(samples)))
-
-
-def _write_wav(path: Path, samples: np.ndarray) -> None:
-    import wave
-
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes((np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes())
 
 
 def _report_stage(clip: Clip) -> None:
