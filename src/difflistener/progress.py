@@ -9,7 +9,9 @@ Item = TypeVar("Item")
 LOG_INTERVAL_S = 10.0
 
 
-class _Task:
+class Task:
+    """What a line of progress is about."""
+
     def __init__(self):
         self.note = ""
 
@@ -20,7 +22,7 @@ class _Task:
 
 def progress(
     items: Iterable[Item], label: str, total: int | None = None, start: int = 0
-) -> Iterator[tuple[Item, _Task]]:
+) -> Iterator[tuple[Item, Task]]:
     """Yield `(item, task)` for each item and report how far the work is.
 
     Args:
@@ -31,7 +33,7 @@ def progress(
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items) + start  # type: ignore[arg-type]
-    task = _Task()
+    task = Task()
     run = _terminal if sys.stderr.isatty() else _plain
     yield from run(items, label, total, start, task)
 

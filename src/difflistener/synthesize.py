@@ -4,7 +4,6 @@ Motion is generated for the whole recording (56 numbers a frame); frames are ren
 to the encoder, so memory does not grow with length. Axes: T frames at 25 fps, B frames a chunk, H, W.
 """
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +111,7 @@ def speaker_features(audio: Path, visual: Path | None, brain):
     import torch
 
     from difflistener.media import SAMPLES_PER_FRAME, load_audio
+    from difflistener.stored_motion import load_stored
     from difflistener.prepare.audio import encoder_from_settings
 
     stored = audio.suffix == ".npy"
@@ -132,28 +132,6 @@ def speaker_features(audio: Path, visual: Path | None, brain):
         features = features[: len(expression)]
     as_tensor = lambda array: None if array is None else torch.from_numpy(np.asarray(array, dtype=np.float32))
     return as_tensor(features), as_tensor(expression), None if stored else audio
-
-
-def load_stored(path: Path, columns: int, what: str) -> np.ndarray:
-    """A feature [T, columns] from a .npy file. Raises `UserError` naming what is wrong and where."""
-    from difflistener.motion import check_finite
-
-    if not path.is_file():
-        raise UserError(f"There is no file at {path}.", f"Name a .npy of {what} [T, {columns}], or a media file.")
-    try:
-        array = np.load(path)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a readable .npy file ({error}).", f"It should hold {what} [T, {columns}].") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise UserError(f"{path} is not an array of numbers.", f"It should hold {what} [T, {columns}].")
-    if array.ndim != 2 or array.shape[1] != columns or len(array) == 0:
-        raise UserError(f"{path} has shape {list(array.shape)}, expected {what} [T, {columns}].",
-                        "Compute the features with difflistener prepare, or give the recording itself.")
-    try:
-        check_finite(array, str(path))
-    except ValueError as error:
-        raise UserError(f"{error}.", "Prepare the features again.") from error
-    return array
 
 
 def _track_expression(visual: Path, brain, count: int) -> np.ndarray:

@@ -6,7 +6,9 @@ difference are written while it trains. Axes: T frames of the clip.
 
 import dataclasses
 import json
+import time
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,12 +17,13 @@ from difflistener.body.baselines import mean_frame, nearest_frames
 from difflistener.body.config import BodyTraining
 from difflistener.body.data import BodyData, check_clip, load_body_data
 from difflistener.body.model import Body
-from difflistener.checkpoint import claim_output, load_training_state, prepare_output
+from difflistener.checkpoint import claim_output, delayed_interrupt, load_training_state, prepare_output
 from difflistener.clip import Clip, replacing
 from difflistener.device import resolve_device
 from difflistener.errors import UserError
 from difflistener.metrics import lpips
 from difflistener.metrics.image import psnr, ssim
+from difflistener.progress import Task, progress
 
 MAX_TEST_FRAMES = 64
 
@@ -65,13 +68,17 @@ def _perceptual(device: str) -> lpips.Lpips | None:
     return None
 
 
+def test_sample(data: BodyData) -> np.ndarray:
+    """The held-out frames that are scored: at most `MAX_TEST_FRAMES`, spread evenly."""
+    return data.test[np.linspace(0, len(data.test) - 1, min(MAX_TEST_FRAMES, len(data.test))).round().astype(int)]
+
+
 class Report:
     """Held-out scores, baselines and the picture strip."""
 
     def __init__(self, config: BodyTraining, data: BodyData):
         self.out, self.data, self.device = config.out, data, config.device
-        spread = np.linspace(0, len(data.test) - 1, min(MAX_TEST_FRAMES, len(data.test))).round().astype(int)
-        self.test = data.test[spread]
+        self.test = test_sample(data)
 
     def add(self, body: Body, step: int, seconds: float, last: bool = False) -> dict:
         """Score the held-out frames, append to metrics.jsonl, write strip.png; on the last call, the baselines too."""
@@ -115,6 +122,43 @@ class Report:
             rows.append((float(psnr(mean, truth)), float(psnr(self.data.picture([near]), truth))))
         scores = np.mean(rows, 0)
         return {"mean_frame_psnr": round(float(scores[0]), 3), "nearest_frame_psnr": round(float(scores[1]), 3)}
+
+
+def run_steps(
+    config: BodyTraining, data: BodyData, count: int, images: int, first: int, seconds: float,
+    step: Callable[[int, Task], None], shown: Callable[[], Body], save: Callable[[int, float], None],
+) -> dict:
+    """Do steps `first` to `count`, scoring and saving on the way; returns the summary of the run.
+
+    Args:
+        images: pictures that all steps together learn from.
+        seconds: trained before `first`.
+        step: does one; may set the note of the progress line.
+        shown: the body as it would be used now.
+        save: keeps the state after so many steps and seconds.
+    """
+    report = Report(config, data)
+    with torch.no_grad():
+        shown()(data.motion[:1].to(config.device))  # gsplat compiles at its first use: not a part of the training time.
+    begun = time.monotonic()
+    with delayed_interrupt() as asked:
+        for number, task in progress(range(first, count), "train body", total=count, start=first):
+            step(number, task)
+            is_due = (number + 1) % config.save_every == 0 and number + 1 < count
+            if is_due or asked.is_set():
+                synchronize(config.device)
+                seconds += time.monotonic() - begun
+                if is_due:
+                    report.add(shown(), number + 1, seconds)
+                save(number + 1, seconds)
+                begun = time.monotonic()
+            if asked.is_set():
+                raise KeyboardInterrupt
+    synchronize(config.device)
+    seconds += time.monotonic() - begun
+    summary = report.add(shown(), count, seconds, last=True)
+    return summary | {"images_per_s": round(images / max(seconds, 1e-9), 1),
+                      "device": torch.cuda.get_device_name() if config.device == "cuda" else "cpu"}
 
 
 def synchronize(device: str) -> None:

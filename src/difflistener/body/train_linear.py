@@ -1,7 +1,6 @@
 """Trains the linear body. Axes: B frames, N Gaussians, T frames of the clip."""
 
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from difflistener.basis import NUM_FACE
 from difflistener.body.baselines import motion_distance, neutral_frame
@@ -17,9 +17,8 @@ from difflistener.body.data import BodyData
 from difflistener.body.gaussians import neighbour_distance, seed_gaussians
 from difflistener.body.linear import LinearBody
 from difflistener.body.model import Body, BodyConfig
-from difflistener.body.train import Report, provenance, recipe_of, synchronize
+from difflistener.body.train import provenance, recipe_of, run_steps
 from difflistener.checkpoint import (
-    delayed_interrupt,
     load_training_state,
     optimizer_tensors,
     restore_optimizer,
@@ -29,7 +28,7 @@ from difflistener.checkpoint import (
 from difflistener.clip import MASK_LABELS, Clip
 from difflistener.metrics.image import ssim
 from difflistener.motion import EXPRESSION, ROTATION
-from difflistener.progress import progress
+from difflistener.progress import Task
 
 NUM_BASES = 20
 SSIM_WEIGHT = 0.2
@@ -61,43 +60,33 @@ def train_linear(config: BodyTraining, clip: Clip, data: BodyData, labels: np.nd
     """
     body = start_body(data, labels, clip.basis, config).to(config.device)
     optimizer, schedule = make_optimizer(body, config.steps)
-    average = _Average(body, config.steps)
+    average = AveragedModel(body, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
     trainer = _Trainer(body, data, config)  # Before a restored body: neighbours are those of the seeds.
     first, seconds = 0, 0.0
     if config.resume:
         first, seconds = _restore(body, optimizer, schedule, average, config.out)
 
-    report = Report(config, data)
-    with torch.no_grad():
-        body(data.motion[:1].to(config.device))  # gsplat compiles at its first use: not a part of the training time.
-    begun = time.monotonic()
-    with delayed_interrupt() as asked:
-        for step, task in progress(range(first, config.steps), "train body", total=config.steps, start=first):
-            loss = trainer.step(step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-            average.update(step)
-            if step % 20 == 0:
-                task.set_note(f"loss {float(loss):.4f}")
-            is_due = (step + 1) % config.save_every == 0 and step + 1 < config.steps
-            if is_due or asked.is_set():
-                synchronize(config.device)
-                seconds += time.monotonic() - begun
-                if is_due:
-                    with average:
-                        report.add(body, step + 1, seconds)
-                _save_state(body, optimizer, average, step + 1, seconds, recipe_of(clip, config), config.out)
-                begun = time.monotonic()
-            if asked.is_set():
-                raise KeyboardInterrupt
-    synchronize(config.device)
-    seconds += time.monotonic() - begun
-    average.settle()
-    summary = report.add(body, config.steps, seconds, last=True)
-    summary["images_per_s"] = round(config.steps * config.batch_size / max(seconds, 1e-9), 1)
-    summary["device"] = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
-    body.save_pretrained(config.out, summary, provenance(clip, config))
+    def step(number: int, task: Task) -> None:
+        loss = trainer.step(number)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        if number >= int(AVERAGE_FROM * config.steps):
+            average.update_parameters(body)
+        if number % 20 == 0:
+            task.set_note(f"loss {float(loss):.4f}")
+
+    def shown() -> Body:
+        return average.module if average.n_averaged else body
+
+    def save(number: int, seconds: float) -> None:
+        tensors = {f"body.{name}": tensor for name, tensor in body.state_dict().items()} | optimizer_tensors(optimizer)
+        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+        save_training_state(config.out, tensors, {"step": number, "seconds": seconds, "recipe": recipe_of(clip, config)})
+
+    images = config.steps * config.batch_size
+    summary = run_steps(config, data, config.steps, images, first, seconds, step, shown, save)
+    shown().save_pretrained(config.out, summary, provenance(clip, config))
     shutil.rmtree(config.out / "training_state")
     return summary
 
@@ -206,45 +195,11 @@ def _rarity(data: BodyData, seed: int) -> np.ndarray:
     return (chance / chance.sum()).numpy()
 
 
-class _Average:
-    """Running average of a body's parameters; inside `with average` the body shows it."""
-
-    def __init__(self, body: LinearBody, steps: int):
-        self.parameters = [p.data for p in body.parameters()]
-        self.first = int(AVERAGE_FROM * steps)
-        self.values: list[torch.Tensor] | None = None
-
-    def update(self, step: int) -> None:
-        if self.values is None and step >= self.first:
-            self.values = [p.clone() for p in self.parameters]
-        elif self.values is not None:
-            torch._foreach_lerp_(self.values, self.parameters, 1 - AVERAGE_DECAY)
-
-    def settle(self) -> None:
-        """Leave the average in the body."""
-        if self.values is not None:
-            torch._foreach_copy_(self.parameters, self.values)
-
-    def __enter__(self):
-        self.kept = [p.clone() for p in self.parameters]
-        self.settle()
-
-    def __exit__(self, *error):
-        torch._foreach_copy_(self.parameters, self.kept)
-
-
-def _save_state(body: Body, optimizer, average: _Average, step: int, seconds: float, recipe: dict, out: Path) -> None:
-    tensors = {f"body.{name}": tensor for name, tensor in body.state_dict().items()} | optimizer_tensors(optimizer)
-    tensors |= {f"average.{k}": values for k, values in enumerate(average.values or [])}
-    save_training_state(out, tensors, {"step": step, "seconds": seconds, "recipe": recipe})
-
-
-def _restore(body: Body, optimizer, schedule, average: _Average, out: Path) -> tuple[int, float]:
+def _restore(body: Body, optimizer, schedule, average: AveragedModel, out: Path) -> tuple[int, float]:
     """Go back to the saved state; returns its step and the seconds trained so far."""
     tensors, state = load_training_state(out)
-    body.load_state_dict({name.removeprefix("body."): tensor for name, tensor in tensors.items() if name.startswith("body.")})
+    for module, prefix in ((body, "body."), (average, "average.")):
+        module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)})
     restore_optimizer(optimizer, tensors)
-    if "average.0" in tensors:
-        average.values = [tensors[f"average.{k}"].to(p.device) for k, p in enumerate(average.parameters)]
     restore_schedule(schedule, state["step"])
     return state["step"], state["seconds"]

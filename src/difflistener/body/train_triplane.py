@@ -5,7 +5,6 @@ Knows nothing of losses. Axes: T frames of the clip.
 
 import dataclasses
 import shutil
-import time
 
 import numpy as np
 import torch
@@ -14,13 +13,13 @@ from difflistener.body.config import BodyTraining
 from difflistener.body.data import BodyData
 from difflistener.body.film import Film
 from difflistener.body.gaussians import GROUPS
-from difflistener.body.train import Report, provenance, recipe_of, synchronize
+from difflistener.body.train import provenance, recipe_of, run_steps, test_sample
 from difflistener.body.train_linear import NUM_BASES, start_body
 from difflistener.body.triplane import TriplaneBody, TriplaneConfig
 from difflistener.body.triplane_stages import STAGES, Perceptual, Run, Stage, score_over_film
-from difflistener.checkpoint import delayed_interrupt, load_training_state, optimizer_tensors, save_training_state
+from difflistener.checkpoint import load_training_state, optimizer_tensors, save_training_state
 from difflistener.clip import Clip
-from difflistener.progress import progress
+from difflistener.progress import Task
 
 START_FACE, START_MOUTH = 2_000, 10_000
 """How many Gaussians face and mouth start with."""
@@ -48,37 +47,26 @@ def train_triplane(config: BodyTraining, clip: Clip, data: BodyData, labels: np.
     body.to(config.device)
     film = Film(data, labels, body, clip.read_json("listener", "camera.json"), config.device)
     run = Run(body, data, film, config, perceptual)
-    report = Report(config, data)
-    with torch.no_grad():
-        body(data.motion[:1].to(config.device))  # gsplat compiles at its first use: not a part of the training time.
     stage = None
-    begun = time.monotonic()
-    with delayed_interrupt() as asked:
-        for step, task in progress(range(first, len(timetable)), "train body", total=len(timetable), start=first):
-            kind, number = timetable[step]
-            if type(stage) is not kind:
-                stage = kind(run)
-                if number:
-                    stage.restore(tensors, number)
-            loss = stage.step(number)
-            if step % 100 == 0:
-                task.set_note(f"{stage.name}, {len(body.mouth)} + {len(body.face)} Gaussians, loss {float(loss):.4f}")
-            is_due = (step + 1) % config.save_every == 0 and step + 1 < len(timetable)
-            if is_due or asked.is_set():
-                synchronize(config.device)
-                seconds += time.monotonic() - begun
-                if is_due:
-                    report.add(body, step + 1, seconds)
-                _save(run, stage, step + 1, seconds, recipe_of(clip, config))
-                begun = time.monotonic()
-            if asked.is_set():
-                raise KeyboardInterrupt
-    synchronize(config.device)
-    seconds += time.monotonic() - begun
+
+    def step(place: int, task: Task) -> None:
+        nonlocal stage
+        kind, number = timetable[place]
+        if type(stage) is not kind:
+            stage = kind(run)
+            if number:
+                stage.restore(tensors, number)
+        loss = stage.step(number)
+        if place % 100 == 0:
+            task.set_note(f"{stage.name}, {len(body.mouth)} + {len(body.face)} Gaussians, loss {float(loss):.4f}")
+
+    def save(done: int, seconds: float) -> None:
+        _save(run, stage, done, seconds, recipe_of(clip, config))
+
+    images = sum(kind.images(config) for kind, _ in timetable)
+    summary = run_steps(config, data, len(timetable), images, first, seconds, step, lambda: body, save)
     _recount(body)
-    summary = report.add(body, len(timetable), seconds, last=True) | score_over_film(run, report.test)
-    summary["images_per_s"] = round(sum(kind.images(config) for kind, _ in timetable) / max(seconds, 1e-9), 1)
-    summary["device"] = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
+    summary |= score_over_film(run, test_sample(data))
     body.save_pretrained(config.out, summary, provenance(clip, config))
     shutil.rmtree(config.out / "training_state")
     return summary

@@ -27,7 +27,7 @@ from difflistener.device import resolve_device
 from difflistener.errors import UserError
 from difflistener.evaluate.config import BodyEvaluation
 from difflistener.evaluate.large_poses import headings, score_large_poses
-from difflistener.evaluate.report import plain, print_tables, write_sheet
+from difflistener.evaluate.report import check_output, plain, print_tables, write_sheet
 from difflistener.evaluate.rows import Render, make_rows
 from difflistener.metrics import lpips
 from difflistener.metrics.image import psnr, ssim
@@ -43,7 +43,7 @@ SHOWN = 4
 
 def evaluate_body(config: BodyEvaluation) -> dict:
     """Score a body; prints the tables, writes evaluation.json, strip.png and large_poses.png, returns the figures."""
-    _check_output(config)
+    _check(config)
     device = resolve_device(config.device)
     clip = Clip.open(config.clip)
     check_clip(clip)
@@ -79,11 +79,8 @@ def evaluate_body(config: BodyEvaluation) -> dict:
     return figures
 
 
-def _check_output(config: BodyEvaluation) -> None:
-    if config.out.exists() and not config.out.is_dir():
-        raise UserError(f"{config.out} is a file, not a folder.", "Name another output folder.")
-    if (config.out / "evaluation.json").exists() and not config.overwrite:
-        raise UserError(f"{config.out} already holds an evaluation.", "Give --overwrite to replace it, or another --out.")
+def _check(config: BodyEvaluation) -> None:
+    check_output(config.out, config.overwrite)
     if config.refine_steps < 0:
         raise UserError(f"--refine-steps is {config.refine_steps}.", "Give at least 0.")
 

@@ -32,7 +32,7 @@ from difflistener.evaluate.brain_plots import plot_best_of, plot_events, plot_fa
 from difflistener.evaluate.brain_report import print_brain_tables
 from difflistener.evaluate.brain_rows import NOTES, Row, Scene, baseline_rows, brain_row, is_told, law_rows
 from difflistener.evaluate.brain_scores import RowScore, drift_figures, score_row
-from difflistener.evaluate.report import plain
+from difflistener.evaluate.report import check_output, plain
 from difflistener.metrics.motion import paired_test
 from difflistener.motion import FPS
 from difflistener.prepare.audio import encoder_from_settings
@@ -95,10 +95,7 @@ def evaluate_brain(config: BrainEvaluation) -> dict:
 
 
 def _check(config: BrainEvaluation) -> None:
-    if config.out.exists() and not config.out.is_dir():
-        raise UserError(f"{config.out} is a file, not a folder.", "Name another output folder.")
-    if (config.out / "evaluation.json").exists() and not config.overwrite:
-        raise UserError(f"{config.out} already holds an evaluation.", "Give --overwrite to replace it, or another --out.")
+    check_output(config.out, config.overwrite)
     for name, least in (("samples", 2), ("shifts", 100), ("drift_samples", 1), ("seed", 0)):
         if getattr(config, name) < least:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}.", f"Give at least {least}.")

@@ -1,4 +1,7 @@
-"""How an evaluation is shown: tables on the terminal, sheets of pictures, figures ready for JSON. Axes: C columns, H, W."""
+"""Where an evaluation goes and how it is shown: tables on the terminal, sheets of pictures, figures ready for JSON.
+
+Axes: C columns, H, W.
+"""
 
 import math
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from difflistener.clip import replacing
+from difflistener.errors import UserError
 from difflistener.metrics import lpips
 
 
@@ -20,6 +24,14 @@ def write_sheet(path: Path, titles: list[str], rows: list[np.ndarray]) -> None:
     sheet = np.concatenate([np.asarray(bar), *(np.concatenate(list(row), 1) for row in rows)])
     with replacing(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Raise `UserError` where an evaluation cannot be written to the folder `out`."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, not a folder.", "Name another output folder.")
+    if (out / "evaluation.json").exists() and not overwrite:
+        raise UserError(f"{out} already holds an evaluation.", "Give --overwrite to replace it, or another --out.")
 
 
 def plain(value):

@@ -104,7 +104,7 @@ def output_clip(config: Prepare) -> Iterator[Clip]:
 
 
 def _store_motion(clip: Clip, config: Prepare, count: int) -> None:
-    motion, _ = read_motion(config)
+    motion = read_motion(config)
     settings = {"source": config.listener_motion.name, "sha256": sha256(config.listener_motion), "start": config.start, "frames": count}
     clip.set(num_frames=count, test_frames=test_frames(config, count), basis=config.motion_basis)
     if all(clip.is_current("listener", name, settings) for name in ("motion.npy", "valid.npy")):

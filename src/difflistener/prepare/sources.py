@@ -4,8 +4,6 @@ Knows nothing of tracking or of the clip's files. Axes: T frames at 25 fps, H, W
 """
 
 import math
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,9 @@ import numpy as np
 from difflistener.clip import sha256
 from difflistener.errors import UserError
 from difflistener.media import num_frames, probe, read_frames
-from difflistener.motion import FLAME_BASES, FPS, NUM_EXPRESSION
+from difflistener.motion import FLAME_BASES, FPS
 from difflistener.prepare.config import Prepare
+from difflistener.stored_motion import read_track
 
 CROP_FACES = 2.6
 """Side of the stored picture in heights of the face: head, hair and shoulders."""
@@ -127,7 +126,7 @@ def find_sources(config: Prepare) -> tuple[list[Source], int]:
     if config.duration is not None:
         counts.append(num_frames(config.duration))
     if config.listener_motion is not None:
-        counts.append(len(read_motion(config)[0]))
+        counts.append(len(read_motion(config)))
     test_frames(config, min(counts))
     return sources, min(counts)
 
@@ -142,29 +141,13 @@ def test_frames(config: Prepare, count: int) -> list[int]:
     return [first, end]
 
 
-def read_motion(config: Prepare) -> tuple[np.ndarray, int]:
-    """Stored motion [T, 56] from --start on, and its length."""
+def read_motion(config: Prepare) -> np.ndarray:
+    """Stored motion [T, 56] from --start on."""
     path = config.listener_motion
-    remedy = "It should be an .npz with exp [T,50] and pose [T,6] (rotation, jaw) at 25 fps."
     if config.motion_basis not in FLAME_BASES:
         raise UserError(f"--motion-basis {config.motion_basis} is not known.", f"Known: {', '.join(FLAME_BASES)}.")
-    if not path.is_file():
-        raise UserError(f"There is no file at {path}.", remedy)
-    try:
-        with np.load(path) as archive:
-            exp, pose = (archive[name].astype(np.float32) for name in ("exp", "pose"))
-    # A lone .npy array is no context manager: TypeError.
-    except (KeyError, ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is not stored motion ({error}).", remedy) from error
-    if exp.ndim != 2 or exp.shape[1] != NUM_EXPRESSION or pose.ndim != 2 or pose.shape[1] != 6:
-        raise UserError(f"{path} holds exp {list(exp.shape)} and pose {list(pose.shape)}.", remedy)
-    if len(exp) != len(pose):
-        raise UserError(f"{path} has {len(exp)} rows of exp and {len(pose)} of pose.", "Both must have the same T.")
-    motion = np.concatenate([exp, pose], 1)
-    bad = ~np.isfinite(motion).all(1)
-    if bad.any():
-        raise UserError(f"{path} is not finite at frame {int(np.flatnonzero(bad)[0])}.", "Repair or cut the track.")
+    motion = read_track(path)
     first = num_frames(config.start)
     if first >= len(motion):
         raise UserError(f"{path} ends at {len(motion) / FPS:.2f} s, before --start {config.start:g}.", "Choose an earlier --start.")
-    return motion[first:], len(motion) - first
+    return motion[first:]
