@@ -35,12 +35,7 @@ SIZE = 64
 CAMERA = Camera(190.0, SIZE / 2, SIZE / 2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random(*shape, seed=0):

@@ -26,12 +26,7 @@ BLOCKWISE = ("mlp", "regression")
 DIFFUSION = ("dit", "mlp")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_brain(network="dit", uses_face=False, landmark_basis=None, **changes) -> Brain:

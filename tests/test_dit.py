@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from test_brain import DIM, make_brain, one_thread, speaker, train, write_clip  # noqa: F401
+from test_brain import DIM, make_brain, speaker, train, write_clip
 
 import difflistener
 from difflistener.brain.diffusion import keyed_generator
@@ -22,6 +22,8 @@ from difflistener.clip import Clip
 from difflistener.errors import UserError
 
 BLOCK, FRAMES = 4, 32  # A history of 8 frames is two blocks: FRAMES is four times that.
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def scene(frames=FRAMES, size=1, context=12, seed=0) -> Scene:

@@ -48,14 +48,13 @@ class MadeUpTracker:
         return (template() * down + [*across, 0]).astype(np.float32)
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
 def tracker(monkeypatch, tmp_path):
     monkeypatch.setattr("difflistener.prepare.landmarks.FaceTracker", MadeUpTracker)
     monkeypatch.setenv("DIFFLISTENER_CACHE", str(tmp_path / "cache"))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

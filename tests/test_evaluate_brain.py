@@ -27,12 +27,7 @@ EVENTS = ("nod to a phrase", "nod to brows", "smile to a smile", "brows to brows
 ROWS = ["brain", "truth", "law", "law untold", "stranger", "hold first", "mean", "noise", "shuffled", "mirror", "nearest"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

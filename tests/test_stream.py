@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from test_brain import make_brain, one_thread, speaker  # noqa: F401
+from test_brain import make_brain, speaker
 
 from difflistener.brain.config import BrainConfig, BrainTraining
 from difflistener.brain.stream import Stream
 from difflistener.errors import UserError
 
 FRAMES = 61  # Five times the history of 12 frames, and no whole number of hops.
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(look_ahead=0, **changes):

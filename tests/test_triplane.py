@@ -44,12 +44,7 @@ from difflistener.motion import ROTATION
 from difflistener.prepare.face_points import mouth_opening
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_body(face=300, mouth=80, torso=120) -> TriplaneBody:
