@@ -34,8 +34,8 @@ NUM_BASES = 20
 SSIM_WEIGHT = 0.2
 OUTSIDE_WEIGHT = 0.1
 BASIS_WEIGHT = 1e-3
-SMOOTH_WEIGHT = 300.0
-"""Of the squared difference between the position bases of neighbouring Gaussians."""
+SMOOTH_WEIGHTS = {"position": 300.0, "color": 30.0, "opacity": 1.2}
+"""Of the squared difference between the bases of neighbouring Gaussians."""
 NEIGHBOURS = 8
 AVERAGE_FROM = 0.4
 """The weights shown are a running average that begins at this share of the steps."""
@@ -169,18 +169,23 @@ class _Trainer:
         pictures, alpha = self.body(*self.data.inputs(index, device))
         deformation = self.body.deformation
         # One of the neighbours a step, another each time: on a CPU all of them would cost as much as the pictures.
-        rows = deformation.position.transpose(0, 1).flatten(1)
-        beside = F.embedding(self.neighbours[order.integers(NEIGHBOURS)], rows)
+        neighbour = self.neighbours[order.integers(NEIGHBOURS)]
         size = sum((p**2).sum(0).mean() for p in (deformation.position, deformation.opacity, deformation.color))
         loss = (
             (pictures - truth).abs().mean()
             + SSIM_WEIGHT * (1 - ssim(pictures, truth).mean())
             + OUTSIDE_WEIGHT * (alpha[..., 0] * outside).mean()
             + BASIS_WEIGHT * size
-            + SMOOTH_WEIGHT * ((rows - beside) ** 2).sum(1).mean() / 3
+            + sum(weight * _roughness(getattr(deformation, name), neighbour) for name, weight in SMOOTH_WEIGHTS.items())
         )
         loss.backward()
         return loss.detach()
+
+
+def _roughness(basis: torch.Tensor, neighbour: torch.Tensor) -> torch.Tensor:
+    """Mean over Gaussians of the squared difference of a basis [K, N, ...] to that of one neighbour [N]."""
+    rows = basis.transpose(0, 1).flatten(1)
+    return ((rows - F.embedding(neighbour, rows)) ** 2).sum(1).mean() / 3
 
 
 def _rarity(data: BodyData, seed: int) -> np.ndarray:
