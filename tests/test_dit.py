@@ -1,9 +1,11 @@
 """The diffusion transformer: who sees whom, its noise levels and steps against plain references, and its training."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,13 @@ from diffusers import DDIMScheduler
 from test_brain import DIM, make_brain, speaker, train, write_clip
 
 import difflistener
+from difflistener.brain.config import BrainTraining
 from difflistener.brain.diffusion import keyed_generator
-from difflistener.brain.dit import Scene
-from difflistener.brain.forcing import NUM_LEVELS, SCHEDULE, Noise, balance, clean_estimate, ddim_steps, forcing_loss, shares
+from difflistener.brain.distil import Distillation
+from difflistener.brain.dit import Innovations, Scene
+from difflistener.brain.forcing import (
+    NUM_LEVELS, SCHEDULE, Noise, balance, clean_estimate, denoise, forcing_loss, innovations_of, sampling_steps, shares,
+)
 from difflistener.brain.model import Brain
 from difflistener.brain.stream import Sampler, branches
 from difflistener.clip import Clip
@@ -43,6 +49,13 @@ def predict(network, clean, noisy, given=None, remembers=None, level=600.0):
     size = len(clean)
     return network(clean, noisy, torch.tensor([0, level]), torch.ones(size, FRAMES, dtype=torch.long), given or scene(size=size),
                    torch.ones(size, FRAMES // BLOCK, dtype=torch.bool) if remembers is None else remembers)
+
+
+def known_innovations() -> Innovations:
+    innovations = Innovations(BLOCK)
+    innovations.persistence.copy_(torch.linspace(0.2, 1, BLOCK)[:, None])
+    innovations.spread.copy_(torch.linspace(0.1, 2, 56))
+    return innovations
 
 
 def changed_frames(one, other) -> list[int]:
@@ -82,7 +95,8 @@ def test_remembered_keys_and_values_are_those_of_training():
     network = brain.network
     clean, noisy = sequence()
     given = scene()
-    whole = predict(network, clean, noisy, given, level=float(ddim_steps(1)[0].level))
+    with_past = torch.arange(FRAMES // BLOCK)[None] > 0
+    whole = predict(network, clean, noisy, given, with_past, level=float(sampling_steps(1)[0].level))
     sampler = Sampler(network, 1, [(True, True, 1.0)], 1, "x0", 1e9)
     context = brain.config.context
     with torch.inference_mode():
@@ -92,39 +106,70 @@ def test_remembered_keys_and_values_are_those_of_training():
                          given.expression_present[:, rows], given.attitude, given.anchor, given.anchor_present)
             block = slice(first, first + BLOCK)
             told = sampler._told(part)
-            output = sampler._pass(noisy[:, block], told, sampler._modulations[0], sampler._turns())
+            output = sampler._denoise(noisy[:, block], told, sampler._modulations[NUM_LEVELS], sampler._turns())
             assert torch.allclose(output, whole[:, block], atol=2e-4), first
             sampler.remember(part, clean[:, block])
 
 
-def test_levels_and_steps_are_those_of_diffusers():
+def test_levels_are_those_of_diffusers():
+    levels = torch.arange(1, NUM_LEVELS + 1)
+    assert torch.allclose(shares(levels)[0] ** 2, DDIMScheduler(**SCHEDULE).alphas_cumprod, atol=1e-6)
     assert shares(torch.tensor([0, NUM_LEVELS]))[0].tolist() == pytest.approx([1, 0], abs=1e-6)
-    torch.manual_seed(0)
-    noise, target = torch.randn(2, 3, 4, 56)
-    for num_steps in (1, 10, 50):
-        scheduler = DDIMScheduler(**SCHEDULE, clip_sample=True, clip_sample_range=3.0, prediction_type="v_prediction")
-        scheduler.set_timesteps(num_steps)
-        theirs = ours = noise
-        for timestep, step in zip(scheduler.timesteps.tolist(), ddim_steps(num_steps)):
-            assert step.level == timestep + 1
-            output = torch.sin(theirs + target)
-            theirs = scheduler.step(output, timestep, theirs, use_clipped_model_output=True).prev_sample
-            estimate = clean_estimate(torch.sin(ours + target), ours, step.alpha, step.sigma, "v").clamp(-3, 3)
-            ours = step.keep * estimate + step.renew * (ours - step.alpha * estimate) / step.sigma
-            assert torch.allclose(ours, theirs, atol=1e-4)
+    for num_steps in (1, 2, 15, 50):
+        steps = sampling_steps(num_steps)
+        assert len(steps) == num_steps and steps[0].level == NUM_LEVELS and steps[-1].turn == 0
+        assert all(one.level > other.level and one.turn > 0 for one, other in zip(steps, steps[1:]))
+        landed = [math.atan2(step.sigma, step.alpha) - step.turn for step in steps[:-1]]
+        assert landed == pytest.approx([math.atan2(step.sigma, step.alpha) for step in steps[1:]], abs=1e-5)
 
 
 @pytest.mark.parametrize("prediction", ["v", "x0"])
 @pytest.mark.parametrize("num_steps", [1, 15, 50])
-def test_ddim_finds_a_known_answer(prediction, num_steps):
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_generation_finds_a_known_answer(prediction, num_steps, one_by_one):
     """With the exact output for one point, the steps must arrive at that point."""
-    target, state = torch.full((4, 56), 0.7), torch.randn(4, 56, generator=keyed_generator(0))
-    for step in ddim_steps(num_steps):
+    target = torch.full((4, 56), 0.7)
+
+    def network(state, step):
         noise = (state - step.alpha * target) / step.sigma
-        output = step.alpha * noise - step.sigma * target if prediction == "v" else target
-        estimate = clean_estimate(output, state, step.alpha, step.sigma, prediction)
-        state = step.keep * estimate + step.renew * noise
-    assert torch.allclose(state, target, atol=1e-3)
+        return step.alpha * noise - step.sigma * target if prediction == "v" else target
+
+    found = denoise(network, torch.randn(4, 56, generator=keyed_generator(0)), sampling_steps(num_steps), prediction,
+                    one_by_one=one_by_one)
+    assert torch.allclose(found, target, atol=1e-3)
+
+
+def test_one_by_one_is_ddim():
+    torch.manual_seed(0)
+    noise = torch.randn(3, 4, 56)
+    steps = sampling_steps(6)
+    state = noise
+    for step, after in zip(steps, [*steps[1:], None]):
+        estimate = clean_estimate(torch.sin(state), state, step.alpha, step.sigma, "v").clamp(-3, 3)
+        epsilon = (state - step.alpha * estimate) / step.sigma
+        state = estimate if after is None else after.alpha * estimate + after.sigma * epsilon
+    ours = denoise(lambda state, step: torch.sin(state), noise, steps, "v", -3, 3, one_by_one=True)
+    assert torch.allclose(ours, state, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights, means, spreads", [
+    ((1,), (0,), (1,)), ((1,), (0.3,), (0.5,)), ((0.5, 0.5), (-0.95, 0.95), (0.3, 0.3)), ((0.95, 0.05), (-0.2, 3.8), (0.3, 0.5))])
+def test_fifteen_steps_keep_the_spread(weights, means, spreads):
+    """Exact outputs for mixtures of Gaussians; plain DDIM shrinks all of them."""
+    weights, means, spreads = (torch.tensor(values, dtype=torch.float64) for values in (weights, means, spreads))
+
+    def network(state, step):
+        variance = (step.alpha * spreads) ** 2 + step.sigma**2
+        away = state[:, None] - step.alpha * means
+        likely = (weights.log() - 0.5 * variance.log() - 0.5 * away**2 / variance).softmax(1)
+        clean = (likely * (means + step.alpha * spreads**2 / variance * away)).sum(1)
+        return (step.alpha * state - clean) / step.sigma
+
+    noise = torch.randn(40_000, generator=keyed_generator(0), dtype=torch.float64)
+    variance = float((weights * (spreads**2 + means**2)).sum() - (weights * means).sum() ** 2)
+    made, plain = (float(denoise(network, noise, sampling_steps(15), "v", one_by_one=one_by_one).var()) / variance
+                   for one_by_one in (False, True))
+    assert 0.94 < made < 1.06 and plain < made - 0.05
 
 
 def test_groups_have_equal_shares():
@@ -144,18 +189,42 @@ def test_the_loss_of_the_right_answer_is_zero(prediction):
     drawn = Noise.draw(3, FRAMES, BLOCK, keyed_generator(0), 0.1, 0.3)
     alpha, sigma = (share[..., None] for share in shares(drawn.levels[drawn.which]))
 
-    def right(clean, noisy, *_):
-        return alpha * drawn.noise - sigma * states if prediction == "v" else states
+    innovations = known_innovations()
+    clean, _ = innovations_of(innovations, states, drawn.remembers)
+
+    def right(past, noisy, *_):
+        return alpha * drawn.noise - sigma * clean if prediction == "v" else clean
 
     weights, counts = balance(torch.ones(56, dtype=torch.bool), False), torch.ones(3, FRAMES)
 
     def loss(network):
-        return forcing_loss(network, states, scene(size=3), counts, drawn, weights, prediction, 1.0).item()
+        return forcing_loss(network, innovations, states, scene(size=3), counts, drawn, weights, prediction, 1.0).item()
 
     assert loss(right) < 1e-8
     assert loss(lambda *given: right(*given) + 0.1) > 5e-3
     assert {0.0} < set(drawn.levels[drawn.which].flatten().tolist()), "no frame is given"
     assert 0.4 < drawn.remembers.float().mean() < 0.95
+
+
+def test_innovations_are_found_and_undone():
+    """x[t + 1] = 0.9 x[t] + 0.1 e: two frames ahead that is 0.81 x[t] with a spread of 0.1 sqrt(1 + 0.81)."""
+    make = torch.Generator().manual_seed(0)
+    states = torch.zeros(64, 200, 56)
+    for frame in range(1, 200):
+        states[:, frame] = 0.9 * states[:, frame - 1] + 0.1 * torch.randn(64, 56, generator=make)
+    states[..., 55] = 0
+    innovations = Innovations(BLOCK)
+    innovations.set(states)
+    assert innovations.persistence[:2, 0].tolist() == pytest.approx([0.9, 0.81], abs=0.02)
+    assert innovations.spread[:2, 0].tolist() == pytest.approx([0.1, 0.1 * 1.81**0.5], rel=0.05)
+    assert (innovations.spread[:, 55] == 1).all()
+    remembers = torch.rand(64, 50, generator=make) < 0.5
+    clean, unit = innovations_of(innovations, states, remembers)
+    assert 0.9 < clean[:, BLOCK:, 0][remembers[:, 1:].repeat_interleave(BLOCK, 1)].std() < 1.1
+    block = slice(8, 12)
+    assert torch.allclose(clean[:, block] * unit[:, block] + torch.where(
+        remembers[:, 2, None, None], innovations.prediction(states[:, 7]), 0.0), states[:, block], atol=1e-5)
+    assert (unit[:, block][~remembers[:, 2]] == 1).all()
 
 
 def test_two_halves_are_the_whole_batch():
@@ -166,7 +235,8 @@ def test_two_halves_are_the_whole_batch():
     counts[3, 20:] = 0
 
     def loss(rows):
-        return forcing_loss(network, states[rows], scene(size=4)[rows], counts[rows], drawn.part(rows, "cpu"), weights, "v", 1.0)
+        return forcing_loss(network, known_innovations(), states[rows], scene(size=4)[rows], counts[rows],
+                            drawn.part(rows, "cpu"), weights, "v", 1.0)
 
     halves = (loss(slice(0, None, 2)) + loss(slice(1, None, 2))) / 2
     assert halves.item() == pytest.approx(loss(slice(None)).item(), rel=1e-5)
@@ -251,6 +321,64 @@ def test_two_processes_train_as_one(tmp_path):
     assert two["validation_loss"] == pytest.approx(one["validation_loss"], abs=1e-5)
     weights = [Brain.from_pretrained(tmp_path / out).state_dict() for out in ("one", "two")]
     assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]) < 1e-4
+
+
+def test_a_student_is_taught_what_its_teacher_generates():
+    """One step is to give what the teacher's guided sampler makes of the same noise after the same past."""
+    teacher = make_brain(uses_face=True, audio_guidance=1.5, face_guidance=1.2)
+    teacher.network.innovations.load_state_dict(known_innovations().state_dict())
+    states, _ = sequence(2)
+    drawn = Noise.draw(2, FRAMES, BLOCK, keyed_generator(0), 0.0, 0.0)
+    drawn = replace(drawn, which=drawn.which.clamp(min=1))  # No frame is given.
+    drawn.remembers[:, 0] = False
+    lessons = Distillation.__new__(Distillation)
+    lessons.teacher, lessons.branches = teacher, branches(1.5, 1.2, True)
+    given = scene(size=2)
+    sampler = Sampler(teacher.network, 15, lessons.branches, 2, teacher.config.prediction, teacher.config.state_limit)
+    for steps in (1, 3):
+        lessons.config = BrainTraining((), Path("student"), distil_steps=steps)
+        noisy, clean, levels, which = lessons.trajectory(states, given, drawn)
+        assert levels.tolist() == [0.0, *(step.level for step in sampling_steps(steps))] and which.unique().tolist() == list(range(1, steps + 1))
+        assert torch.equal(noisy[which == 1], drawn.noise[which == 1])
+    last = which == 3
+    true, unit = innovations_of(teacher.network.innovations, states, drawn.remembers)
+    expected = states - unit * true
+    with torch.inference_mode():
+        for first in range(0, FRAMES, BLOCK):
+            rows, block = slice(first, first + BLOCK + teacher.config.context - 1), slice(first, first + BLOCK)
+            part = Scene(given.audio[:, rows], given.audio_present[:, rows], given.expression[:, rows],
+                         given.expression_present[:, rows], given.attitude, given.anchor, given.anchor_present)
+            before = sampler._number, sampler._last, sampler._ring.clone()
+            made = sampler.block(part, drawn.noise[:, block])
+            ended = expected[:, block] + unit[:, block] * clean[:, block]
+            assert torch.allclose(made[last[:, block]], ended[last[:, block]], atol=2e-3), first
+            sampler._number, sampler._last, sampler._ring = before
+            sampler.remember(part, states[:, block])
+
+
+def test_a_student_needs_one_step(tmp_path):
+    clip = write_clip(tmp_path / "clip")
+    shape = {"width": 48, "layers": 2, "context": 20, "sequence": 16, "batch_size": 4, "learning_rate": 3e-3, "ema": 0.98}
+    train([clip], tmp_path / "teacher", steps=100, audio_guidance=1.3, **shape)
+    summary = train([clip], tmp_path / "student", distil=tmp_path / "teacher", distil_steps=1, **shape | {"steps": 60, "context": 9})
+    assert summary["recipe"]["distil"] == str(tmp_path / "teacher")
+    teacher, student = (Brain.from_pretrained(tmp_path / name) for name in ("teacher", "student"))
+    assert student.config.context == 20 and student.config.audio_guidance == 1 and student.config.num_steps == 1
+    audio, start = speaker(BLOCK), torch.from_numpy(np.load(clip / "listener/motion.npy")[:16])
+
+    def made(brain, num_steps=None):
+        return torch.stack([brain.motion(brain.generate(audio, start=start, seed=seed, num_steps=num_steps)) for seed in range(24)])
+
+    wanted, got, untaught = made(teacher), made(student), made(teacher, 1)
+    assert (got - wanted).square().mean() < 0.5 * (untaught - wanted).square().mean()
+    with pytest.raises(UserError, match="distilled to 1"):
+        student.generate(audio, num_steps=15)
+    with pytest.raises(UserError, match="Guidance is fixed"):
+        student.generate(audio, audio_guidance=2.0)
+    with pytest.raises(UserError, match="itself distilled"):
+        train([clip], tmp_path / "other", distil=tmp_path / "student")
+    with pytest.raises(UserError, match="distil-steps is 5"):
+        train([clip], tmp_path / "other", distil=tmp_path / "teacher", distil_steps=5)
 
 
 def test_training_needs_rows_for_every_process(tmp_path, monkeypatch):

@@ -26,8 +26,8 @@ class Bench:
     """Picture size of the synthetic head."""
     gaussians: int = 20_000
     """Gaussians of the synthetic head."""
-    num_steps: int = 15
-    """DDIM steps."""
+    num_steps: int | None = None
+    """DDIM steps, 1 to 50. Default: 15, or those that the brain was distilled to."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 

@@ -39,8 +39,8 @@ class Synthesis:
     """Seed of the reaction; another seed is another plausible reaction."""
     num_samples: int = 1
     """How many reactions; with more than one, the files are OUTPUT-1.mp4, OUTPUT-2.mp4 and so on."""
-    num_steps: int = 15
-    """DDIM steps, 1 to 50."""
+    num_steps: int | None = None
+    """DDIM steps, 1 to 50. Default: 15, or those that the brain was distilled to."""
     side_by_side: Path | None = None
     """Clip to show beside the result: speaker | true listener | generated, with the speaker's sound."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

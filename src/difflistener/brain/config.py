@@ -48,6 +48,10 @@ class BrainConfig:
     """Weight of what is heard (dit): 1 samples what was learned, more exaggerates the reaction."""
     face_guidance: float = 1.0
     """Weight of what is seen (dit), likewise."""
+    num_steps: int = 15
+    """Steps of generation where no number is given."""
+    distilled: bool = False
+    """Whether it was taught just these steps, guidance included (dit)."""
 
     @property
     def latency_ms(self) -> int:
@@ -105,8 +109,8 @@ class BrainTraining:
     """Weight of what is heard at generation (dit): 1 samples what was learned, more exaggerates the reaction."""
     face_guidance: float = 1.0
     """Weight of what is seen at generation (dit), likewise."""
-    history_noise: float | None = None
-    """Noise on the own past in training, in standard deviations, against drift: 0.1 for dit, else 0.3."""
+    history_noise: float = 0.3
+    """Noise on the own past in training, against drift: 0.3, for dit in units of one frame's change, else in standard deviations."""
     history_dropout: float = 0.1
     """Share of windows (dit: of blocks) trained without own past."""
     audio_dropout: float = 0.1
@@ -127,6 +131,10 @@ class BrainTraining:
     """Seed of weights, batches and noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
+    distil: Path | None = None
+    """A trained dit whose reactions are to be learned in --distil-steps; shape, sound and face are those of that brain."""
+    distil_steps: int = 2
+    """Steps that a distilled brain takes, 1 to 4."""
     overfit: bool = False
     """Learn one clip by heart and compare what is generated with the truth: a check that all parts fit."""
     resume: bool = False
@@ -142,6 +150,6 @@ class BrainTraining:
 
 
 DEFAULTS = {
-    "dit": {"batch_size": 16, "block": 2, "history": 64, "width": 128, "layers": 4, "history_noise": 0.1},
-    "window": {"batch_size": 64, "block": 10, "history": 10, "width": 512, "layers": 6, "history_noise": 0.3},
+    "dit": {"batch_size": 16, "block": 2, "history": 64, "width": 128, "layers": 4},
+    "window": {"batch_size": 64, "block": 10, "history": 10, "width": 512, "layers": 6},
 }

@@ -5,6 +5,10 @@ Blocks of K frames are denoised together; a block sees itself and the clean bloc
 frames after it. DiT: Peebles & Xie 2023 (adaLN-zero); a noise level per frame: Chen et al. 2024 (Diffusion Forcing);
 rotary positions: Su et al. 2021; norm of queries and keys: Dehghani et al. 2023.
 
+What is denoised of a block are its innovations: how it departs from its linear prediction from the last frame, in units
+of how far motion usually does. Most motion changes little in a frame; as whole states, all that is undecided about the
+next frames would lie below the noise of the last denoising step, and be lost as their mean.
+
 Noise levels are whole numbers: 0 is clean, 1000 is noise alone. States are normalised. Knows nothing of noise
 schedules, files or real units.
 Axes: B sequences, N frames, K of a block, C of context, A audio feature, D = 56 motion, W width, L layers.
@@ -24,6 +28,7 @@ from difflistener.brain.networks import timestep_embedding
 from difflistener.motion import NUM_EXPRESSION, NUM_MOTION
 
 FRAME_WIDTH = 64
+LEAST_SPREAD = 1e-4
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,36 @@ class Modulation:
     gain: Tensor  # [..., 56]
 
 
+Spread = Callable[[Tensor], Tensor]
+"""Vectors [M, n] of M noise levels -> those of the frames at these levels."""
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries, keys, values [B, heads, N, W / heads]) -> what was attended to, of the same shape."""
+
+
+class Innovations(nn.Module):
+    """States [B, K, 56] of a block <-> their innovations, given the frame before the block, or none.
+
+    innovation = (state - persistence * last) / spread; without a frame before, the state itself.
+    """
+
+    def __init__(self, block: int):
+        super().__init__()
+        self.register_buffer("persistence", torch.ones(block, NUM_MOTION))
+        self.register_buffer("spread", torch.ones(block, NUM_MOTION))
+
+    def set(self, states: Tensor) -> None:
+        """Least squares over states [B, N, 56], N more than a block. What never moves keeps a spread of one."""
+        for ahead in range(len(self.spread)):
+            last, after = (part.flatten(0, 1).double() for part in (states[:, : -ahead - 1], states[:, ahead + 1 :]))
+            persistence = (last * after).mean(0) / (last**2).mean(0).clamp(min=1e-12)
+            spread = ((after - persistence * last) ** 2).mean(0).sqrt()
+            self.persistence[ahead] = persistence
+            self.spread[ahead] = torch.where(spread > LEAST_SPREAD, spread, 1.0)
+
+    def prediction(self, last: Tensor) -> Tensor:
+        """[..., K, 56] after states [..., 56]."""
+        return self.persistence * last[..., None, :]
 
 
 class Window(nn.Module):
@@ -96,8 +129,8 @@ class Layer(nn.Module):
         nn.init.zeros_(self.level.weight)
         nn.init.zeros_(self.level.bias)
 
-    def modulation(self, level: Tensor) -> tuple[Tensor, ...]:
-        shift, scale, gate, shift2, scale2, gate2 = self.level(level).chunk(6, -1)
+    def modulation(self, level: Tensor, spread: Spread) -> tuple[Tensor, ...]:
+        shift, scale, gate, shift2, scale2, gate2 = spread(self.level(level)).chunk(6, -1)
         return shift, 1 + scale, gate, shift2, 1 + scale2, gate2
 
     def turns(self, positions: Tensor) -> Tensor:
@@ -138,7 +171,10 @@ class DiT(nn.Module):
         self.anchor = nn.Linear(NUM_MOTION + 1, width, bias=False)
         self.merge = nn.Linear(width, width)
         self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.innovations = Innovations(config.block)
+        self.past = nn.Linear(2 * NUM_MOTION, width)
         self.into = nn.Linear(NUM_MOTION, width)
+        self.without_past = nn.Parameter(torch.zeros(width))
         self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers))
         self.last = nn.Linear(width, 2 * width + NUM_MOTION)
         self.head = nn.Linear(width, NUM_MOTION)
@@ -155,19 +191,32 @@ class DiT(nn.Module):
         told = functional.silu(self.merge(functional.silu(told + steady[:, None])))
         return [layer.told(told) for layer in self.layers]
 
-    def modulation(self, levels: Tensor) -> Modulation:
-        """Of noise levels [...]."""
+    def modulation(self, levels: Tensor, which: Tensor | None = None) -> Modulation:
+        """Of noise levels [...]; or of frames [B, N], each at one of a few `levels` [M], `which` [B, N]."""
+        def spread(table: Tensor) -> Tensor:
+            # Not table[which]: on a GPU, adding up its gradient took ten times as long as all the rest.
+            return table if which is None else functional.embedding(which, table)
+
         level = self.level(timestep_embedding(levels.flatten(), self.width).unflatten(0, levels.shape))
-        shift, scale, gain = self.last(level).split([self.width, self.width, NUM_MOTION], -1)
-        return Modulation([layer.modulation(level) for layer in self.layers], shift, 1 + scale, gain)
+        shift, scale, gain = spread(self.last(level)).split([self.width, self.width, NUM_MOTION], -1)
+        return Modulation([layer.modulation(level, spread) for layer in self.layers], shift, 1 + scale, gain)
 
     def turns(self, positions: Tensor) -> list[Tensor]:
         """Each layer's rotary factors at frames `positions` [N]."""
         return [layer.turns(positions) for layer in self.layers]
 
-    def denoise(self, noisy: Tensor, told: list[Tensor], modulation: Modulation, turns: list[Tensor], attend: Attend) -> Tensor:
-        """One pass over frames `noisy` [B, N, 56]. `turns` are each layer's rotary factors of the N frames."""
-        x = self.into(noisy)
+    def embed_past(self, states: Tensor, before: Tensor) -> Tensor:
+        """Clean states [B, N, 56] -> [B, N, W]; `before` [B, N, 56] are those one frame earlier."""
+        return self.past(torch.cat([states, (states - before) / self.innovations.spread[0]], -1))
+
+    def embed_noisy(self, noisy: Tensor, has_past: Tensor) -> Tensor:
+        """Noisy innovations [B, N, 56] -> [B, N, W]; `has_past` [B, N] bool."""
+        return self.into(noisy) + self.without_past * ~has_past[..., None]
+
+    def denoise(self, x: Tensor, noisy: Tensor, told: list[Tensor], modulation: Modulation, turns: list[Tensor],
+                attend: Attend) -> Tensor:
+        """One pass over embedded frames [B, N, W]. `turns` are each layer's rotary factors of the N frames; `noisy` [B, N, 56]
+        is what reaches the output directly."""
         for index, layer in enumerate(self.layers):
             x = layer(x, told[index], modulation.layers[index], turns[index],
                       lambda q, k, v, index=index: attend(index, q, k, v))
@@ -179,7 +228,8 @@ class DiT(nn.Module):
         """All blocks of sequences at once, for training: each noisy block sees the clean blocks before it.
 
         Args:
-            clean, noisy: [B, N, 56], N a multiple of K.
+            clean: states [B, N, 56], N a multiple of K.
+            noisy: innovations [B, N, 56] of the blocks, with noise.
             levels: [M], the first is 0.
             which: [B, N] index into `levels` of each noisy frame.
             remembers: [B, N / K] bool, whether a block sees its past at all.
@@ -188,10 +238,7 @@ class DiT(nn.Module):
             [B, N, 56] for the noisy frames.
         """
         num = clean.shape[1]
-        both = torch.cat([torch.zeros_like(which), which], 1)
-        table = self.modulation(levels)
-        modulation = Modulation([tuple(part[both] for part in layer) for layer in table.layers],
-                                table.shift[both], table.scale[both], table.gain[both])
+        modulation = self.modulation(levels, torch.cat([torch.zeros_like(which), which], 1))
         positions = torch.arange(num, device=clean.device).repeat(2)
         mask = self._mask(num, remembers)
 
@@ -199,8 +246,10 @@ class DiT(nn.Module):
             return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
         told = [torch.cat([part, part], 1) for part in self.perceive(scene)]
-        frames = torch.cat([clean, noisy], 1)
-        return self.denoise(frames, told, modulation, self.turns(positions), attend)[:, num:]
+        before = torch.cat([clean[:, :1], clean[:, :-1]], 1)
+        x = torch.cat([self.embed_past(clean, before), self.embed_noisy(noisy, remembers.repeat_interleave(self.block, 1))], 1)
+        skipped = torch.cat([torch.zeros_like(noisy), noisy], 1)
+        return self.denoise(x, skipped, told, modulation, self.turns(positions), attend)[:, num:]
 
     def _mask(self, num: int, remembers: Tensor) -> Tensor:
         """Who sees whom among N clean and N noisy frames: [B, 1, 2N, 2N] bool, rows see columns."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from difflistener.brain.config import ATTITUDES, BrainTraining
+from difflistener.brain.dit import Scene
 from difflistener.brain.forcing import Noise
 from difflistener.brain.model import Brain
 from difflistener.clip import Clip
@@ -17,8 +18,8 @@ from difflistener.dataset import Pair, Windows
 from difflistener.errors import UserError
 from difflistener.motion import runs
 
-SPREAD_WINDOWS = 8192
-"""Windows from which it is learned how motion goes on."""
+SPREAD_WINDOWS, SPREAD_SEQUENCES = 8192, 512
+"""Windows and sequences from which it is learned how motion goes on."""
 
 
 class BlockLessons:
@@ -47,12 +48,16 @@ class BlockLessons:
         tensors = {name: torch.from_numpy(value).float() for name, value in vars(self.windows.take(which)).items()}
         num = len(which)
         history_present = torch.ones(num)
+
+        def rand(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator, device=generator.device).cpu()
+
         if augment:
-            tensors["expression_present"] *= (torch.rand(num, 1, generator=generator) >= config.face_dropout).float()
-            history_present = (torch.rand(num, generator=generator) >= config.history_dropout).float()
+            tensors["expression_present"] *= (rand(num, 1) >= config.face_dropout).float()
+            history_present = (rand(num) >= config.history_dropout).float()
             # From none to all of the noise: clean history must be known too.
-            level = torch.rand(num, 1, 1, generator=generator) * config.history_noise
-            noise = torch.randn(tensors["history"].shape, generator=generator)
+            level = rand(num, 1, 1) * config.history_noise
+            noise = torch.randn(tensors["history"].shape, generator=generator, device=generator.device).cpu()
             tensors["history"] = tensors["history"] + level * noise * brain.motion.std.cpu()
         block = tensors.pop("block").to(device)
         tensors = {name: value.to(device) for name, value in tensors.items()}
@@ -85,7 +90,11 @@ class SequenceLessons:
         return len(self.windows)
 
     def prepare(self, brain: Brain) -> None:
-        """Nothing to do before the first step."""
+        """Let `brain`, whose normalisers are set, learn how far motion goes in a frame."""
+        which = np.random.default_rng([self.config.seed, 0]).integers(len(self), size=SPREAD_SEQUENCES)
+        sample, device = self.windows.take(which), brain.motion.mean.device
+        motion = np.concatenate([sample.history, sample.block], 1)
+        brain.network.innovations.set(brain.motion(torch.from_numpy(motion).to(device)))
 
     def loss(self, brain: Brain, network: nn.Module, which: np.ndarray, generator: torch.Generator, augment: bool,
              rows: slice = slice(None)) -> Tensor:
@@ -93,7 +102,7 @@ class SequenceLessons:
         config, num = self.config, len(which)
         harder = (config.history_noise, config.history_dropout) if augment else (0.0, 0.0)
         drawn = Noise.draw(num, config.block + self.frames, config.block, generator, *harder)
-        keep = {name: torch.rand(num, generator=generator) >= getattr(config, f"{name}_dropout") * augment
+        keep = {name: torch.rand(num, generator=generator, device=generator.device).cpu() >= getattr(config, f"{name}_dropout") * augment
                 for name in ("audio", "face", "attitude", "anchor")}
         keep = {name: value[rows].float() for name, value in keep.items()}
         which = which[rows]
@@ -109,8 +118,11 @@ class SequenceLessons:
         scene = brain.scene(tensors["audio"].to(device), (tensors["audio_present"] * keep["audio"][:, None]).to(device),
                             tensors["expression"].to(device), (tensors["expression_present"] * keep["face"][:, None]).to(device),
                             attitude.to(device), anchor, keep["anchor"].to(device))
-        return brain.sequence_loss(network, brain.state(motion.to(device), anchor), scene, counts.to(device),
-                                   drawn.part(rows, device), config.velocity_weight)
+        return self._loss(brain, network, brain.state(motion.to(device), anchor), scene, counts.to(device),
+                          drawn.part(rows, device))
+
+    def _loss(self, brain: Brain, network: nn.Module, states: Tensor, scene: Scene, counts: Tensor, drawn: Noise) -> Tensor:
+        return brain.sequence_loss(network, states, scene, counts, drawn, self.config.velocity_weight)
 
 
 def _usual(pair: Pair) -> Tensor:

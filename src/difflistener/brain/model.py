@@ -139,7 +139,7 @@ class Brain(nn.Module):
         audio: Tensor,  # [T, A]
         expression: Tensor | None = None,  # [T, 50]
         start: Tensor | None = None,  # [n, 56]
-        num_steps: int = 15,
+        num_steps: int | None = None,
         seed: int = 0,
         sample: int = 0,
         expression_valid: Tensor | None = None,  # [T] bool
@@ -151,7 +151,7 @@ class Brain(nn.Module):
             audio: the feature that `config.audio` and `config.audio_settings` name.
             expression: of the speaker, in basis `config.basis`; None if only heard.
             start: listener motion just before the first frame, at least one frame; None to begin anywhere.
-            num_steps: DDIM steps, 1 to 50; a regression brain needs none.
+            num_steps: DDIM steps, 1 to 50, 15 by default; a distilled brain has its own, a regression brain needs none.
             seed, sample: reaction number `sample` under `seed`; each is one of many plausible ones.
             expression_valid: frames of `expression` in which the speaker was seen; all by default.
             manner: only for a dit. anchor [n, 56]: a style clip of the listener, from whose mean motion counts;
@@ -164,6 +164,7 @@ class Brain(nn.Module):
         Raises:
             UserError: a wrong number of dimensions or frames, NaN, or steps out of range.
         """
+        num_steps = self.num_steps(num_steps)
         check_sampling(num_steps, seed, [sample])
         self.check_speaker(audio, expression, expression_valid)
         self._check_motion(start, "start motion")
@@ -204,7 +205,7 @@ class Brain(nn.Module):
         audio: Tensor,  # [B, T, A]
         expression: Tensor | None = None,  # [B, T, 50]
         start: Tensor | None = None,  # [B, n, 56]
-        num_steps: int = 15,
+        num_steps: int | None = None,
         seed: int = 0,
         samples: Sequence[int] | None = None,
         expression_valid: Tensor | None = None,  # [B, T]
@@ -216,7 +217,6 @@ class Brain(nn.Module):
 
         Each is the same as alone but for rounding.
         """
-        check_sampling(num_steps, seed, samples or [0])
         for b in range(len(audio)):
             self.check_speaker(audio[b], *(None if x is None else x[b] for x in (expression, expression_valid)))
         for name, motion in (("start motion", start), ("style clip", anchor)):
@@ -225,6 +225,14 @@ class Brain(nn.Module):
         streams = Streams(self, seed, range(len(audio)) if samples is None else samples, num_steps, start, anchor, **manner)
         parts = [streams.push(audio, expression, expression_valid, fixed), streams.finish()]
         return torch.cat(parts, 1).to(audio.device)
+
+    def num_steps(self, given: int | None) -> int:
+        """Steps of generation, the brain's own where none are `given`. Raises `UserError` for others of a distilled brain."""
+        own = self.config.num_steps
+        if self.config.distilled and given not in (None, own):
+            raise UserError(f"{given} steps were asked for of a brain that was distilled to {own}.",
+                            "Leave the number out, or use the brain it was distilled from.")
+        return own if given is None else given
 
     def block_noise(self, seed: int, sample: int, number: int) -> Tensor:
         """The noise [1, K, 56] that block `number` of a reaction starts from."""
@@ -286,7 +294,8 @@ class Brain(nn.Module):
                       velocity_weight: float) -> Tensor:
         """Training loss of a dit over `states` [B, N, 56]; the arguments are those of `forcing.forcing_loss`."""
         weights = balance(self.motion.std > 0, self.landmark_basis is not None)
-        return forcing_loss(network, states, scene, counts, drawn, weights, self.config.prediction, velocity_weight)
+        return forcing_loss(network, self.network.innovations, states, scene, counts, drawn, weights, self.config.prediction,
+                            velocity_weight)
 
     # Checks
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from difflistener.brain.config import ATTITUDES
 from difflistener.brain.diffusion import MAX_STEPS, keyed_generator
 from difflistener.brain.dit import DiT, Modulation, Scene
-from difflistener.brain.forcing import clean_estimate, ddim_steps
+from difflistener.brain.forcing import Step, denoise, sampling_steps
 from difflistener.errors import UserError
 from difflistener.motion import NUM_EXPRESSION, NUM_MOTION
 
@@ -37,7 +37,7 @@ class Stream:
     Args and errors as of `Brain.generate`.
     """
 
-    def __init__(self, brain: Brain, seed: int = 0, sample: int = 0, num_steps: int = 15, start: Tensor | None = None,
+    def __init__(self, brain: Brain, seed: int = 0, sample: int = 0, num_steps: int | None = None, start: Tensor | None = None,
                  anchor: Tensor | None = None, attitude: str | None = None, audio_guidance: float | None = None,
                  face_guidance: float | None = None):
         self._brain = brain
@@ -74,11 +74,12 @@ class Streams:
         anchor: [B, n, 56] a style clip of each listener, or None; only its mean counts.
     """
 
-    def __init__(self, brain: Brain, seed: int, samples: Sequence[int], num_steps: int, start: Tensor | None = None,
+    def __init__(self, brain: Brain, seed: int, samples: Sequence[int], num_steps: int | None, start: Tensor | None = None,
                  anchor: Tensor | None = None, attitude: str | None = None, audio_guidance: float | None = None,
                  face_guidance: float | None = None):
         if brain.config.network != "dit":
             raise UserError(f"A brain of network {brain.config.network} does not stream.", "Train one with --network dit.")
+        num_steps = brain.num_steps(num_steps)
         check_sampling(num_steps, seed, samples)
         if attitude is not None and attitude not in ATTITUDES:
             raise UserError(f"There is no attitude {attitude!r}.", f"Use one of {', '.join(ATTITUDES)}, or none.")
@@ -91,8 +92,10 @@ class Streams:
         self._anchor_present = torch.full((size,), float(anchor is not None), device=self._device)
         audio = config.audio_guidance if audio_guidance is None else audio_guidance
         face = config.face_guidance if face_guidance is None else face_guidance
+        if config.distilled and (audio, face) != (config.audio_guidance, config.face_guidance):
+            raise UserError("Guidance is fixed in a distilled brain.", "Leave it out, or use the brain it was distilled from.")
         self._sampler = Sampler(brain.network, num_steps, branches(audio, face, config.uses_face), size,
-                                config.prediction, config.state_limit)
+                                config.prediction, config.state_limit, config.distilled)
         # Before the conversation there is nobody to hear.
         self._rows = self._absent(config.context - 1 - config.look_ahead)
         self._fixed = torch.empty(size, 0, NUM_MOTION)
@@ -172,22 +175,25 @@ class Sampler:
     """
 
     def __init__(self, network: DiT, num_steps: int, branches: list[tuple[bool, bool, float]], size: int, prediction: str,
-                 limit: float):
+                 limit: float, one_by_one: bool = False):
+        self._one_by_one = one_by_one
         self._network, self._branches, self._size = network, branches, size
         self._prediction, self._limit = prediction, limit
         self.memory = network.memory
         device = network.into.weight.device
         self._weights = torch.tensor([weight for _, _, weight in branches], device=device)[:, None, None, None]
-        self._steps = ddim_steps(num_steps)
+        self._steps = sampling_steps(num_steps)
         with torch.inference_mode():
             self._clean = network.modulation(torch.zeros(1, device=device))
-            self._modulations = [network.modulation(torch.tensor([float(step.level)], device=device)) for step in self._steps]
+            self._modulations = {step.level: network.modulation(torch.tensor([float(step.level)], device=device))
+                                 for step in self._steps}
         heads = network.layers[0].heads
         # A ring: a block takes the place of the one that has just become too old to be seen.
         slots = (network.memory + 1) * network.block
         shape = (len(network.layers), 2, len(branches) * size, heads, slots, network.width // heads)
         self._ring = torch.zeros(shape, device=device)
         self._number = 0
+        self._last = torch.zeros(size, NUM_MOTION, device=device)
 
     def remember(self, scene: Scene, state: Tensor) -> None:
         """Take clean states [B, K, 56] as the past."""
@@ -196,21 +202,30 @@ class Sampler:
     def block(self, scene: Scene, noise: Tensor, given: Tensor | None = None, is_given: Tensor | None = None) -> Tensor:
         """States [B, K, 56] from `noise` of that shape; frames `is_given` [B, K] are those of `given` [B, K, 56]."""
         told, turns = self._told(scene), self._turns()
-        state = noise
-        estimate = noise
-        for step, modulation in zip(self._steps, self._modulations):
+        expected, unit = self._expected()
+        low, high = (-self._limit - expected) / unit, (self._limit - expected) / unit
+        clean = None if given is None else (given - expected) / unit
+
+        def network(state: Tensor, step: Step) -> Tensor:
+            modulation = self._modulations[step.level]
             if given is not None:
-                state = torch.where(is_given[..., None], given, state)
+                state = torch.where(is_given[..., None], clean, state)
                 levels = torch.where(is_given, 0, step.level).float().repeat(len(self._branches), 1)
                 modulation = self._network.modulation(levels)
-            output = self._guided(self._pass(state, told, modulation, turns))
-            estimate = clean_estimate(output, state, step.alpha, step.sigma, self._prediction).clamp(-self._limit, self._limit)
-            noise_left = (state - step.alpha * estimate) / step.sigma
-            state = step.keep * estimate + step.renew * noise_left
+            return self._guided(self._denoise(state, told, modulation, turns))
+
+        motion = expected + unit * denoise(network, noise, self._steps, self._prediction, low, high, self._one_by_one)
         if given is not None:
-            estimate = torch.where(is_given[..., None], given, estimate)
-        self._remember(told, estimate)
-        return estimate
+            motion = torch.where(is_given[..., None], given, motion)
+        self._remember(told, motion)
+        return motion
+
+    def _expected(self) -> tuple[Tensor, Tensor]:
+        """What the last frame says of the next block [B, K, 56], and the unit of its innovations [K, 56]."""
+        innovations = self._network.innovations
+        if self._number == 0:
+            return torch.zeros_like(innovations.spread), torch.ones_like(innovations.spread)
+        return innovations.prediction(self._last), innovations.spread
 
     def _told(self, scene: Scene) -> list[Tensor]:
         return self._network.perceive(Scene.stack([scene.without(not hear, not see) for hear, see, _ in self._branches]))
@@ -220,17 +235,25 @@ class Sampler:
         return self._network.turns(torch.arange(self._number * block, (self._number + 1) * block, device=self._ring.device))
 
     def _remember(self, told: list[Tensor], state: Tensor) -> None:
-        self._pass(state, told, self._clean, self._turns())
+        first = self._last if self._number else state[:, 0]
+        embedded = self._network.embed_past(state, torch.cat([first[:, None], state[:, :-1]], 1))
+        self._pass(embedded, torch.zeros_like(state), told, self._clean, self._turns())
+        self._last = state[:, -1]
         self._number += 1
+
+    def _denoise(self, noisy: Tensor, told: list[Tensor], modulation: Modulation, turns: list[Tensor]) -> Tensor:
+        """Network output [G * B, K, 56] for noisy innovations [B, K, 56]."""
+        has_past = torch.full(noisy.shape[:2], self._number > 0, device=noisy.device)
+        return self._pass(self._network.embed_noisy(noisy, has_past), noisy, told, modulation, turns)
 
     def _guided(self, outputs: Tensor) -> Tensor:
         if len(self._branches) == 1:
             return outputs
         return (outputs.unflatten(0, (-1, self._size)) * self._weights).sum(0)
 
-    def _pass(self, state: Tensor, told: list[Tensor], modulation: Modulation, turns: list[Tensor]) -> Tensor:
+    def _pass(self, embedded: Tensor, noisy: Tensor, told: list[Tensor], modulation: Modulation, turns: list[Tensor]) -> Tensor:
         """Network output [G * B, K, 56]; keys and values of the block are left in its place of the ring."""
-        block = state.shape[1]
+        block = embedded.shape[1]
         slots = self.memory + 1
         place = self._number % slots * block
         filled = min(self._number + 1, slots) * block
@@ -241,7 +264,8 @@ class Sampler:
             values[:, :, place : place + block] = v
             return functional.scaled_dot_product_attention(q, keys[:, :, :filled], values[:, :, :filled])
 
-        return self._network.denoise(state.repeat(len(self._branches), 1, 1), told, modulation, turns, attend)
+        x, noisy = (part.repeat(len(self._branches), 1, 1) for part in (embedded, noisy))
+        return self._network.denoise(x, noisy, told, modulation, turns, attend)
 
 
 def branches(audio_guidance: float, face_guidance: float, uses_face: bool) -> list[tuple[bool, bool, float]]:

@@ -9,6 +9,8 @@ import json
 import math
 import threading
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from difflistener.basis import LandmarkBasis
 from difflistener.brain.config import BrainConfig, BrainTraining
 from difflistener.brain.diffusion import keyed_generator
+from difflistener.brain.distil import Distillation
 from difflistener.brain.lessons import LESSONS
 from difflistener.brain.model import Brain
 from difflistener.brain.overfit import overfit_report
@@ -59,10 +62,15 @@ def train_brain(config: BrainTraining) -> dict[str, Any]:
 
 
 def _train(config: BrainTraining, workers: Workers) -> dict[str, Any]:
+    teacher = Brain.from_pretrained(config.distil, workers.device) if config.distil else None
+    if teacher:
+        config = _as_taught(config, teacher)
     pairs = load_pairs(list(config.clips), config.audio)
+    if teacher:
+        _check_taught(pairs, config, teacher)
     if config.overfit:
         pairs = [pairs[0].longest_valid_run()]
-    trainer = Trainer(pairs, config, workers)
+    trainer = Trainer(pairs, config, workers, teacher)
     if workers.is_first:
         prepare_output(config.out, config.overwrite, config.resume, BYPRODUCTS)
     workers.wait()
@@ -87,13 +95,14 @@ def _train(config: BrainTraining, workers: Workers) -> dict[str, Any]:
 class Trainer:
     """A brain, its average, its optimiser and the step they stand at."""
 
-    def __init__(self, pairs: list[Pair], config: BrainTraining, workers: Workers):
+    def __init__(self, pairs: list[Pair], config: BrainTraining, workers: Workers, teacher: Brain | None = None):
         self.config, self.out, self.pairs, self.workers = config, config.out, pairs, workers
         self.device = workers.device
         holdout = 0.0 if config.overfit else config.holdout
         spans, held = holdout_spans(pairs, holdout)
-        self.lessons = LESSONS[config.network](pairs, config, spans)
-        self.validation = _held_out(pairs, config, held) if holdout else None
+        lessons = partial(Distillation, teacher=teacher) if teacher else LESSONS[config.network]
+        self.lessons = lessons(pairs, config, spans)
+        self.validation = _held_out(lessons, pairs, config, held) if holdout else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # Layers draw their first weights from the global generator.
             self.raw = Brain(brain_config(config, pairs), _landmark_basis(pairs[0])).to(self.device)
@@ -137,7 +146,8 @@ class Trainer:
     def _update(self, step: int) -> float:
         config, raw = self.config, self.raw
         which = np.random.default_rng([config.seed, step]).integers(len(self.lessons), size=config.batch_size)
-        loss = self.lessons.loss(raw, self.network, which, keyed_generator(config.seed, step), True, self.workers.rows)
+        loss = self.lessons.loss(raw, self.network, which, keyed_generator(config.seed, step, device=self.device), True,
+                                 self.workers.rows)
         mean = self.workers.mean(loss)
         self.optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(mean):
@@ -163,8 +173,8 @@ class Trainer:
     @torch.no_grad()
     def validation_loss(self, brain: Brain) -> float:
         """Loss on held-out windows, always the same ones with the same noise."""
-        generator = keyed_generator(self.config.seed)
-        which = torch.randperm(len(self.validation), generator=generator)[: self.validation.sample].numpy()
+        which = torch.randperm(len(self.validation), generator=keyed_generator(self.config.seed))[: self.validation.sample].numpy()
+        generator = keyed_generator(self.config.seed, device=self.device)
         return self.validation.loss(brain, brain.network, which, generator, augment=False).item()
 
     def averaged(self) -> Brain:
@@ -243,7 +253,29 @@ def brain_config(config: BrainTraining, pairs: list[Pair]) -> BrainConfig:
                        audio_settings=pairs[0].audio_settings, block=config.block, history=config.history,
                        context=config.context, width=config.width, layers=config.layers, heads=config.heads,
                        look_ahead=config.look_ahead, prediction=config.prediction, audio_guidance=config.audio_guidance,
-                       face_guidance=config.face_guidance)
+                       face_guidance=config.face_guidance,
+                       **({"num_steps": config.distil_steps, "distilled": True} if config.distil else {}))
+
+
+def _as_taught(config: BrainTraining, teacher: Brain) -> BrainTraining:
+    """`config` with the shape and the senses of its teacher."""
+    own = teacher.config
+    if own.network != "dit" or own.distilled:
+        raise UserError(f"The brain {config.distil} is {'itself distilled' if own.distilled else 'of network ' + own.network}.",
+                        "Distil a brain that was trained with --network dit.")
+    shared = ("audio", "block", "history", "context", "width", "layers", "heads", "look_ahead", "prediction")
+    return dataclasses.replace(config, network="dit", face=own.uses_face, audio_guidance=1.0, face_guidance=1.0,
+                               **{name: getattr(own, name) for name in shared})
+
+
+def _check_taught(pairs: list[Pair], config: BrainTraining, teacher: Brain) -> None:
+    own, remedy = teacher.config, "Distil it on clips like those that it was trained on."
+    if own.basis != pairs[0].basis:
+        raise UserError(f"The brain {config.distil} speaks basis {own.basis}, the clips basis {pairs[0].basis}.", remedy)
+    if own.audio_settings != pairs[0].audio_settings:
+        raise UserError(f"The brain {config.distil} hears {own.audio} with other settings than the clips have.", remedy)
+    if own.uses_face and all(pair.expression is None for pair in pairs):
+        raise UserError(f"The brain {config.distil} sees the speaker's face, and no clip has one.", remedy)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -252,9 +284,9 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min((step + 1) / warm, (steps - step) / max(steps - warm, 1))
 
 
-def _held_out(pairs: list[Pair], config: BrainTraining, held: list[tuple[int, int]]):
+def _held_out(lessons, pairs: list[Pair], config: BrainTraining, held: list[tuple[int, int]]):
     try:
-        return LESSONS[config.network](pairs, config, held)
+        return lessons(pairs, config, held)
     except UserError as error:
         raise UserError(f"The end of the clips, held out to validate on, is of no use with --holdout {config.holdout:g}: {error.problem}",
                         "Choose another --holdout; with 0 all frames are learned and none are validated on.") from error
@@ -266,8 +298,7 @@ def _average(decay: float):
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
         keep = min(decay, float((1 + num_averaged) / (10 + num_averaged)))
-        for mean, value in zip(averaged, current):
-            mean.lerp_(value, 1 - keep)
+        torch._foreach_lerp_(averaged, current, 1 - keep)
 
     return update
 
@@ -287,6 +318,8 @@ def _check(config: BrainTraining) -> None:
         _check_dit(config)
     elif config.context < config.block:
         raise UserError(f"A context of {config.context} frames does not hold a block of {config.block}.", "Give a larger --context.")
+    if not 1 <= config.distil_steps <= 4:
+        raise UserError(f"--distil-steps is {config.distil_steps}.", "Give 1 to 4.")
     if config.overfit and len(config.clips) != 1:
         raise UserError(f"--overfit learns one clip by heart; {len(config.clips)} were given.", "Name one clip.")
 
@@ -303,7 +336,8 @@ def _check_dit(config: BrainTraining) -> None:
 
 def _recipe(config: BrainTraining) -> dict[str, Any]:
     """The settings that decide the result, as JSON values."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in ("clips", "out", "resume", "overwrite")}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
+            if name not in ("clips", "out", "resume", "overwrite")}
 
 
 def _fingerprint(pairs: list[Pair]) -> list[str]:

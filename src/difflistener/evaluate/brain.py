@@ -71,7 +71,7 @@ def evaluate_brain(config: BrainEvaluation) -> dict:
         shown[name] = made[0]
     figures = {
         "brain": str(config.brain), "corpus": str(config.corpus), "clips": len(scenes), "seconds": sum(map(len, scenes)) / FPS,
-        "learned_from": _learned_from(config.brain, tests), "samples": config.samples, "num_steps": config.num_steps,
+        "learned_from": _learned_from(config.brain, tests), "samples": config.samples, "num_steps": main.num_steps(config.num_steps),
         "shifts": config.shifts, "block": main.config.block, "notes": {name: NOTES.get(name, "") for name in rows},
         "rows": {name: score.figures for name, score in scores.items()},
     }

@@ -26,8 +26,8 @@ class BrainEvaluation:
     """A brain trained without the face: what seeing adds is then measured against it."""
     samples: int = 8
     """Reactions generated for each conversation."""
-    num_steps: int = 15
-    """DDIM steps."""
+    num_steps: int | None = None
+    """DDIM steps, 1 to 50. Default: 15, or those that the brain was distilled to."""
     attitude: bool = True
     """Tell brains that can be told (dit) the listener's attitude; they are then compared with the law that knows it too."""
     clips: int | None = None

@@ -82,7 +82,7 @@ def is_told(brain: Brain) -> bool:
     return brain.config.network == "dit"
 
 
-def brain_row(brain: Brain, num_steps: int, tell: bool) -> Row:
+def brain_row(brain: Brain, num_steps: int | None, tell: bool) -> Row:
     """A brain as it is; it sees the face if it was trained to, and is told the attitude if it can be and `tell` says so."""
 
     def react(scene: Scene, num: int, seed: int) -> np.ndarray:
