@@ -6,7 +6,8 @@ adds is learned with it, so the student needs a single pass a step.
 Axes: B sequences, N frames, K of a block, D = 56 motion.
 """
 
-import numpy as np
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -78,20 +79,17 @@ class Distillation(SequenceLessons):
         expected, limit = states - unit * clean, self.teacher.config.state_limit
         end = denoise(network, drawn.noise, sampling_steps(ratio * self.config.distil_steps), prediction,
                       (-limit - expected) / unit, (limit - expected) / unit)
-        reached.append(end)
-        targets = [here if step.turn == 0 else _estimate_towards(step, here, after)
-                   for step, here, after in zip(own, reached, reached[1:])]
-        targets[-1] = end
+        targets = [*(_estimate_towards(step, here, after) for step, here, after in zip(own[:-1], reached, reached[1:])), end]
         block = drawn.which.unflatten(1, (-1, len(teacher.innovations.spread)))
         stage = ((block.amax(2) - 1).clamp(min=0) * len(own) // DISTINCT).clamp(max=len(own) - 1)
         stage = stage.repeat_interleave(block.shape[2], 1)
         chosen = stage[None, ..., None].expand(1, *states.shape)
         levels = torch.tensor([0.0, *(step.level for step in own)], device=states.device)
         which = torch.where(given[..., 0], 0, 1 + stage)
-        return (torch.stack(reached[:-1]).gather(0, chosen)[0], torch.stack(targets).gather(0, chosen)[0], levels, which)
+        return (torch.stack(reached).gather(0, chosen)[0], torch.stack(targets).gather(0, chosen)[0], levels, which)
 
 
 def _estimate_towards(step: Step, here: Tensor, after: Tensor) -> Tensor:
     """The clean estimate with which one step of plain DDIM leads from `here` to `after`."""
-    v = (np.cos(step.turn) * here - after) / np.sin(step.turn)
+    v = (math.cos(step.turn) * here - after) / math.sin(step.turn)
     return clean_estimate(v, here, step.alpha, step.sigma, "v")
