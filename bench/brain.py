@@ -3,8 +3,8 @@
     PYTHONPATH=src python bench/brain.py [--checkpoint BRAIN | --distilled STEPS] [--seconds 20] [--threads 2] [--batch 512]
 
 A hop is `block` frames of sound and face in, their motion out; real time is 40 ms a frame. Guidance is on (three
-passes a step) and off (one); a distilled brain has it built in. On a GPU also frames/s of --batch reactions side by side. Weights do not change the
-speed: without --checkpoint they are random. Prints a table and, last, one JSON line.
+passes a step) and off (one); a distilled brain has it built in. On a GPU also frames/s of --batch reactions side by side.
+Weights do not change the speed: without --checkpoint they are random. Prints a table and, last, one JSON line.
 """
 
 import argparse

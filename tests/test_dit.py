@@ -20,7 +20,7 @@ from difflistener.brain.diffusion import keyed_generator
 from difflistener.brain.distil import Distillation
 from difflistener.brain.dit import Innovations, Scene
 from difflistener.brain.forcing import (
-    NUM_LEVELS, SCHEDULE, Noise, balance, clean_estimate, denoise, forcing_loss, innovations_of, sampling_steps, shares,
+    NUM_LEVELS, SCHEDULE, Noise, balance, clean_estimate, forcing_loss, innovations_of, sampling_steps, shares, solve,
 )
 from difflistener.brain.model import Brain
 from difflistener.brain.stream import Sampler, branches
@@ -134,7 +134,7 @@ def test_generation_finds_a_known_answer(prediction, num_steps, one_by_one):
         noise = (state - step.alpha * target) / step.sigma
         return step.alpha * noise - step.sigma * target if prediction == "v" else target
 
-    found = denoise(network, torch.randn(4, 56, generator=keyed_generator(0)), sampling_steps(num_steps), prediction,
+    found = solve(network, torch.randn(4, 56, generator=keyed_generator(0)), sampling_steps(num_steps), prediction,
                     one_by_one=one_by_one)
     assert torch.allclose(found, target, atol=1e-3)
 
@@ -148,7 +148,7 @@ def test_one_by_one_is_ddim():
         estimate = clean_estimate(torch.sin(state), state, step.alpha, step.sigma, "v").clamp(-3, 3)
         epsilon = (state - step.alpha * estimate) / step.sigma
         state = estimate if after is None else after.alpha * estimate + after.sigma * epsilon
-    ours = denoise(lambda state, step: torch.sin(state), noise, steps, "v", -3, 3, one_by_one=True)
+    ours = solve(lambda state, step: torch.sin(state), noise, steps, "v", -3, 3, one_by_one=True)
     assert torch.allclose(ours, state, atol=1e-4)
 
 
@@ -167,7 +167,7 @@ def test_fifteen_steps_keep_the_spread(weights, means, spreads):
 
     noise = torch.randn(40_000, generator=keyed_generator(0), dtype=torch.float64)
     variance = float((weights * (spreads**2 + means**2)).sum() - (weights * means).sum() ** 2)
-    made, plain = (float(denoise(network, noise, sampling_steps(15), "v", one_by_one=one_by_one).var()) / variance
+    made, plain = (float(solve(network, noise, sampling_steps(15), "v", one_by_one=one_by_one).var()) / variance
                    for one_by_one in (False, True))
     assert 0.94 < made < 1.06 and plain < made - 0.05
 

@@ -22,9 +22,9 @@ ALPHAS_CUMPROD = DDPMScheduler(**SCHEDULE).alphas_cumprod
 MAX_STEPS = 50
 
 
-def keyed_generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that depends on all numbers (0 or more) of `key` and on the kind of device, and on nothing else."""
-    return torch.Generator(device).manual_seed(int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> 1))
+def keyed_generator(*key: int) -> torch.Generator:
+    """A CPU generator that depends on all numbers (0 or more) of `key` and on nothing else."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> 1))
 
 
 def predict_epsilon(network: nn.Module, noisy: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
@@ -49,9 +49,9 @@ def diffusion_loss(network: nn.Module, block: Tensor, condition: Condition, gene
     """Mean squared error of the predicted noise for `rows` of `block` [B, K, 56] at random timesteps."""
     scheduler = DDPMScheduler(**SCHEDULE)
     # Timesteps spread evenly over the batch: the loss is less noisy than with independent ones.
-    spread = (torch.arange(len(block)) + torch.rand(len(block), generator=generator, device=generator.device).cpu()) / len(block)
+    spread = (torch.arange(len(block)) + torch.rand(len(block), generator=generator)) / len(block)
     timestep = (spread * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1).to(block.device)
-    noise = torch.randn(block.shape, generator=generator, device=generator.device).to(block.device)
+    noise = torch.randn(block.shape, generator=generator).to(block.device)
     block, condition, timestep, noise = block[rows], condition[rows], timestep[rows], noise[rows]
     noisy = scheduler.add_noise(block, noise, timestep)
     return functional.mse_loss(predict_epsilon(network, noisy, timestep, condition), noise)

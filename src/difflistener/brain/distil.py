@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from difflistener.brain.config import BrainTraining
 from difflistener.brain.dit import Scene
 from difflistener.brain.forcing import (
-    DISTINCT, Noise, Step, balance, clean_estimate, denoise, innovations_of, noisy_past, prediction_loss, sampling_steps,
+    DISTINCT, Noise, Step, clean_estimate, innovations_of, noisy_past, prediction_loss, sampling_steps, solve,
 )
 from difflistener.brain.lessons import SequenceLessons
 from difflistener.brain.model import Brain
@@ -43,9 +43,8 @@ class Distillation(SequenceLessons):
     def _loss(self, brain: Brain, network: nn.Module, states: Tensor, scene: Scene, counts: Tensor, drawn: Noise) -> Tensor:
         noisy, clean, levels, which = self.trajectory(states, scene, drawn)
         _, unit = innovations_of(brain.network.innovations, states, drawn.remembers)
-        weights = balance(brain.motion.std > 0, brain.landmark_basis is not None)
         past = noisy_past(brain.network.innovations, states, drawn)
-        return prediction_loss(network, past, noisy, clean, unit, levels, which, scene, counts, drawn.remembers, weights,
+        return prediction_loss(network, past, noisy, clean, unit, levels, which, scene, counts, drawn.remembers, brain.loss_weights(),
                                brain.config.prediction, self.config.velocity_weight)
 
     @torch.no_grad()
@@ -77,8 +76,8 @@ class Distillation(SequenceLessons):
                                             drawn.remembers).float() for hear, see, weight in self.branches)
 
         expected, limit = states - unit * clean, self.teacher.config.state_limit
-        end = denoise(network, drawn.noise, sampling_steps(ratio * self.config.distil_steps), prediction,
-                      (-limit - expected) / unit, (limit - expected) / unit)
+        end = solve(network, drawn.noise, sampling_steps(ratio * self.config.distil_steps), prediction,
+                    (-limit - expected) / unit, (limit - expected) / unit)
         targets = [*(_estimate_towards(step, here, after) for step, here, after in zip(own[:-1], reached, reached[1:])), end]
         block = drawn.which.unflatten(1, (-1, len(teacher.innovations.spread)))
         stage = ((block.amax(2) - 1).clamp(min=0) * len(own) // DISTINCT).clamp(max=len(own) - 1)

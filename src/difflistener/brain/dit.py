@@ -66,7 +66,7 @@ class Modulation:
     gain: Tensor  # [..., 56]
 
 
-Spread = Callable[[Tensor], Tensor]
+ByFrame = Callable[[Tensor], Tensor]
 """Vectors [M, n] of M noise levels -> those of the frames at these levels."""
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -129,8 +129,8 @@ class Layer(nn.Module):
         nn.init.zeros_(self.level.weight)
         nn.init.zeros_(self.level.bias)
 
-    def modulation(self, level: Tensor, spread: Spread) -> tuple[Tensor, ...]:
-        shift, scale, gate, shift2, scale2, gate2 = spread(self.level(level)).chunk(6, -1)
+    def modulation(self, level: Tensor, by_frame: ByFrame) -> tuple[Tensor, ...]:
+        shift, scale, gate, shift2, scale2, gate2 = by_frame(self.level(level)).chunk(6, -1)
         return shift, 1 + scale, gate, shift2, 1 + scale2, gate2
 
     def turns(self, positions: Tensor) -> Tensor:
@@ -193,13 +193,13 @@ class DiT(nn.Module):
 
     def modulation(self, levels: Tensor, which: Tensor | None = None) -> Modulation:
         """Of noise levels [...]; or of frames [B, N], each at one of a few `levels` [M], `which` [B, N]."""
-        def spread(table: Tensor) -> Tensor:
+        def by_frame(table: Tensor) -> Tensor:
             # Not table[which]: on a GPU, adding up its gradient took ten times as long as all the rest.
             return table if which is None else functional.embedding(which, table)
 
         level = self.level(timestep_embedding(levels.flatten(), self.width).unflatten(0, levels.shape))
-        shift, scale, gain = spread(self.last(level)).split([self.width, self.width, NUM_MOTION], -1)
-        return Modulation([layer.modulation(level, spread) for layer in self.layers], shift, 1 + scale, gain)
+        shift, scale, gain = by_frame(self.last(level)).split([self.width, self.width, NUM_MOTION], -1)
+        return Modulation([layer.modulation(level, by_frame) for layer in self.layers], shift, 1 + scale, gain)
 
     def turns(self, positions: Tensor) -> list[Tensor]:
         """Each layer's rotary factors at frames `positions` [N]."""
@@ -209,9 +209,10 @@ class DiT(nn.Module):
         """Clean states [B, N, 56] -> [B, N, W]; `before` [B, N, 56] are those one frame earlier."""
         return self.past(torch.cat([states, (states - before) / self.innovations.spread[0]], -1))
 
-    def embed_noisy(self, noisy: Tensor, has_past: Tensor) -> Tensor:
-        """Noisy innovations [B, N, 56] -> [B, N, W]; `has_past` [B, N] bool."""
-        return self.into(noisy) + self.without_past * ~has_past[..., None]
+    def embed_noisy(self, noisy: Tensor, has_past: Tensor | None) -> Tensor:
+        """Noisy innovations [B, N, 56] -> [B, N, W]; `has_past` [B, N] bool, None where all frames have one."""
+        x = self.into(noisy)
+        return x if has_past is None else x + self.without_past * ~has_past[..., None]
 
     def denoise(self, x: Tensor, noisy: Tensor, told: list[Tensor], modulation: Modulation, turns: list[Tensor],
                 attend: Attend) -> Tensor:

@@ -61,7 +61,7 @@ def balance(moves: Tensor, has_posture: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Noise:
-    """All that is random in the loss of B sequences, drawn where the generator is."""
+    """All that is random in the loss of B sequences."""
 
     levels: Tensor  # [1 + DISTINCT], the first is 0
     which: Tensor  # [B, N] index into `levels`
@@ -71,8 +71,11 @@ class Noise:
 
     @staticmethod
     def draw(size: int, frames: int, block: int, generator: torch.Generator, history_noise: float,
-             history_dropout: float) -> "Noise":
-        device = generator.device
+             history_dropout: float, device: torch.device | str = "cpu") -> "Noise":
+        """Drawn on `device`: on the CPU, the numbers of a large batch take longer than a GPU's step."""
+        if torch.device(device).type != "cpu":
+            seed = torch.randint(2**62, (), generator=generator).item()
+            generator = torch.Generator(device).manual_seed(seed)
 
         def rand(*shape):
             return torch.rand(*shape, generator=generator, device=device)
@@ -172,8 +175,8 @@ def sampling_steps(num_steps: int) -> list[Step]:
     return [Step(int(level), float(a), float(s), turn) for level, a, s, turn in zip(levels, alpha, sigma, turns)]
 
 
-def denoise(network: Callable[[Tensor, Step], Tensor], noise: Tensor, steps: list[Step], prediction: str,
-           low: Tensor | float = -torch.inf, high: Tensor | float = torch.inf, one_by_one: bool = False) -> Tensor:
+def solve(network: Callable[[Tensor, Step], Tensor], noise: Tensor, steps: list[Step], prediction: str,
+          low: Tensor | float = -torch.inf, high: Tensor | float = torch.inf, one_by_one: bool = False) -> Tensor:
     """Clean innovations of the shape of `noise`: DDIM's equation dx / d angle = v (Song et al. 2021, written so by Salimans
     & Ho 2022), solved with two-step Adams-Bashforth, as PNDM does (Liu et al. 2022).
 

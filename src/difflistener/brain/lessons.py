@@ -48,16 +48,12 @@ class BlockLessons:
         tensors = {name: torch.from_numpy(value).float() for name, value in vars(self.windows.take(which)).items()}
         num = len(which)
         history_present = torch.ones(num)
-
-        def rand(*shape: int) -> Tensor:
-            return torch.rand(*shape, generator=generator, device=generator.device).cpu()
-
         if augment:
-            tensors["expression_present"] *= (rand(num, 1) >= config.face_dropout).float()
-            history_present = (rand(num) >= config.history_dropout).float()
+            tensors["expression_present"] *= (torch.rand(num, 1, generator=generator) >= config.face_dropout).float()
+            history_present = (torch.rand(num, generator=generator) >= config.history_dropout).float()
             # From none to all of the noise: clean history must be known too.
-            level = rand(num, 1, 1) * config.history_noise
-            noise = torch.randn(tensors["history"].shape, generator=generator, device=generator.device).cpu()
+            level = torch.rand(num, 1, 1, generator=generator) * config.history_noise
+            noise = torch.randn(tensors["history"].shape, generator=generator)
             tensors["history"] = tensors["history"] + level * noise * brain.motion.std.cpu()
         block = tensors.pop("block").to(device)
         tensors = {name: value.to(device) for name, value in tensors.items()}
@@ -99,14 +95,13 @@ class SequenceLessons:
     def loss(self, brain: Brain, network: nn.Module, which: np.ndarray, generator: torch.Generator, augment: bool,
              rows: slice = slice(None)) -> Tensor:
         """Mean loss of `rows` of the sequences `which`; with `augment`, the past is noisy or missing, conditions may miss."""
-        config, num = self.config, len(which)
+        config, num, device = self.config, len(which), brain.motion.mean.device
         harder = (config.history_noise, config.history_dropout) if augment else (0.0, 0.0)
-        drawn = Noise.draw(num, config.block + self.frames, config.block, generator, *harder)
-        keep = {name: torch.rand(num, generator=generator, device=generator.device).cpu() >= getattr(config, f"{name}_dropout") * augment
+        drawn = Noise.draw(num, config.block + self.frames, config.block, generator, *harder, device)
+        keep = {name: torch.rand(num, generator=generator) >= getattr(config, f"{name}_dropout") * augment
                 for name in ("audio", "face", "attitude", "anchor")}
         keep = {name: value[rows].float() for name, value in keep.items()}
         which = which[rows]
-        device = brain.motion.mean.device
         tensors = {name: torch.from_numpy(value).float() for name, value in vars(self.windows.take(which)).items()}
         pair = self.windows.index[which, 0]
         motion = torch.cat([tensors["history"], tensors["block"][:, : self.frames]], 1)

@@ -293,9 +293,12 @@ class Brain(nn.Module):
     def sequence_loss(self, network: nn.Module, states: Tensor, scene: Scene, counts: Tensor, drawn: Noise,
                       velocity_weight: float) -> Tensor:
         """Training loss of a dit over `states` [B, N, 56]; the arguments are those of `forcing.forcing_loss`."""
-        weights = balance(self.motion.std > 0, self.landmark_basis is not None)
-        return forcing_loss(network, self.network.innovations, states, scene, counts, drawn, weights, self.config.prediction,
-                            velocity_weight)
+        return forcing_loss(network, self.network.innovations, states, scene, counts, drawn, self.loss_weights(),
+                            self.config.prediction, velocity_weight)
+
+    def loss_weights(self) -> Tensor:
+        """Weight [56] of each dimension in the loss, see `forcing.balance`."""
+        return balance(self.motion.std > 0, self.landmark_basis is not None)
 
     # Checks
 

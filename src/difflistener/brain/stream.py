@@ -20,7 +20,7 @@ from torch.nn import functional
 from difflistener.brain.config import ATTITUDES
 from difflistener.brain.diffusion import MAX_STEPS, keyed_generator
 from difflistener.brain.dit import DiT, Modulation, Scene
-from difflistener.brain.forcing import Step, denoise, sampling_steps
+from difflistener.brain.forcing import Step, sampling_steps, solve
 from difflistener.errors import UserError
 from difflistener.motion import NUM_EXPRESSION, NUM_MOTION
 
@@ -214,7 +214,7 @@ class Sampler:
                 modulation = self._network.modulation(levels)
             return self._guided(self._denoise(state, told, modulation, turns))
 
-        motion = expected + unit * denoise(network, noise, self._steps, self._prediction, low, high, self._one_by_one)
+        motion = expected + unit * solve(network, noise, self._steps, self._prediction, low, high, self._one_by_one)
         if given is not None:
             motion = torch.where(is_given[..., None], given, motion)
         self._remember(told, motion)
@@ -243,7 +243,7 @@ class Sampler:
 
     def _denoise(self, noisy: Tensor, told: list[Tensor], modulation: Modulation, turns: list[Tensor]) -> Tensor:
         """Network output [G * B, K, 56] for noisy innovations [B, K, 56]."""
-        has_past = torch.full(noisy.shape[:2], self._number > 0, device=noisy.device)
+        has_past = None if self._number else torch.zeros(noisy.shape[:2], dtype=torch.bool, device=noisy.device)
         return self._pass(self._network.embed_noisy(noisy, has_past), noisy, told, modulation, turns)
 
     def _guided(self, outputs: Tensor) -> Tensor:

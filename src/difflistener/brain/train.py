@@ -146,8 +146,7 @@ class Trainer:
     def _update(self, step: int) -> float:
         config, raw = self.config, self.raw
         which = np.random.default_rng([config.seed, step]).integers(len(self.lessons), size=config.batch_size)
-        loss = self.lessons.loss(raw, self.network, which, keyed_generator(config.seed, step, device=self.device), True,
-                                 self.workers.rows)
+        loss = self.lessons.loss(raw, self.network, which, keyed_generator(config.seed, step), True, self.workers.rows)
         mean = self.workers.mean(loss)
         self.optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(mean):
@@ -173,8 +172,8 @@ class Trainer:
     @torch.no_grad()
     def validation_loss(self, brain: Brain) -> float:
         """Loss on held-out windows, always the same ones with the same noise."""
-        which = torch.randperm(len(self.validation), generator=keyed_generator(self.config.seed))[: self.validation.sample].numpy()
-        generator = keyed_generator(self.config.seed, device=self.device)
+        generator = keyed_generator(self.config.seed)
+        which = torch.randperm(len(self.validation), generator=generator)[: self.validation.sample].numpy()
         return self.validation.loss(brain, brain.network, which, generator, augment=False).item()
 
     def averaged(self) -> Brain:
