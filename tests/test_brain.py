@@ -283,7 +283,7 @@ def test_resuming_continues_to_the_same_loss(tmp_path, monkeypatch, network):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(UserError, match="The loss became (nan|inf) at step"):
+    with pytest.raises(UserError, match="The loss became (nan|inf) by step"):
         train([write_clip(tmp_path / "clip")], tmp_path / "out", network="regression", learning_rate=1e30)
 
 

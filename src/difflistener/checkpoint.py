@@ -217,17 +217,17 @@ def delayed_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's tensors as `optimizer.<parameter number>.<name>`."""
-    return {f"optimizer.{index}.{name}": torch.as_tensor(value)
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer") -> dict[str, Tensor]:
+    """The optimiser's tensors as `<prefix>.<parameter number>.<name>`."""
+    return {f"{prefix}.{index}.{name}": torch.as_tensor(value)
             for index, entries in optimizer.state_dict()["state"].items() for name, value in entries.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str = "optimizer") -> None:
     """Put `optimizer_tensors` back; other names in `tensors` are left alone."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
+        if key.startswith(f"{prefix}."):
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

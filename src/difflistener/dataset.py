@@ -1,6 +1,7 @@
 """Clips -> aligned arrays -> windows -> batches of a speaker and the listener's reaction.
 
-Arrays stay memory-mapped; a batch is a pure function of (seed, step), so a resumed run sees the same batches.
+Frames lie whole in the memory of the device that learns: fetching a batch from the disk's files takes longer than a
+GPU's step. An hour with log-mel takes 67 MB, with wav2vec 2.0 315 MB.
 Knows nothing of networks. Axes: N windows of a batch, T frames at 25 fps, A audio feature, D = 56 motion.
 
     frames       ... -40 ... -10 -1 | 0 ... 9        block = 10, history = 10, context = 50
@@ -13,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from difflistener.clip import Clip
 from difflistener.errors import UserError
@@ -85,24 +88,34 @@ def load_pairs(paths: list[Path], audio: str) -> list[Pair]:
     return pairs
 
 
+class Frames:
+    """The frames of `pairs`, one clip after the other, float32 on `device`."""
+
+    def __init__(self, pairs: list[Pair], device: torch.device | str = "cpu"):
+        self.pairs = pairs
+        silent = np.zeros((1, NUM_EXPRESSION), np.float32)
+
+        def join(arrays: list[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.concatenate(arrays, dtype=np.float32, casting="same_kind")).to(device)
+
+        self.motion = join([pair.motion for pair in pairs])  # [F, 56]
+        self.audio = join([pair.audio for pair in pairs])  # [F, A]
+        self.expression = join([silent.repeat(len(pair), 0) if pair.expression is None else pair.expression for pair in pairs])
+        self.expression_valid = join([pair.expression_valid & (pair.expression is not None) for pair in pairs])  # [F] 0 or 1
+        self.length = torch.tensor([len(pair) for pair in pairs], device=device)  # [P]
+        self.first = self.length.cumsum(0) - self.length  # [P] of each pair
+
+
 @dataclass(frozen=True)
 class Batch:
     """Windows, not normalised; rows that do not exist are zero and marked absent."""
 
-    audio: np.ndarray  # [N, context, A]
-    audio_present: np.ndarray  # [N, context] bool
-    expression: np.ndarray  # [N, context, 50]
-    expression_present: np.ndarray  # [N, context] bool
-    history: np.ndarray  # [N, history, 56]
-    block: np.ndarray  # [N, block, 56]
-
-
-def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`array[rows]` as float32, zero where a row lies outside."""
-    inside = (rows >= 0) & (rows < len(array))
-    taken = np.asarray(array[np.clip(rows, 0, len(array) - 1)], np.float32)
-    taken[~inside] = 0
-    return taken
+    audio: Tensor  # [N, context, A]
+    audio_present: Tensor  # [N, context] 0 or 1
+    expression: Tensor  # [N, context, 50]
+    expression_present: Tensor  # [N, context] 0 or 1
+    history: Tensor  # [N, history, 56]
+    block: Tensor  # [N, block, 56]
 
 
 class Windows:
@@ -118,12 +131,11 @@ class Windows:
         UserError: no valid run anywhere is as long as a block.
     """
 
-    def __init__(self, pairs: list[Pair], block: int, history: int, context: int,
+    def __init__(self, frames: Frames, block: int, history: int, context: int,
                  spans: list[tuple[int, int]] | None = None):
-        self.pairs = pairs
+        self.frames = frames
         self.block, self.history, self.context = block, history, context
-        rows = []
-        longest = 0
+        pairs, rows, longest = frames.pairs, [], 0
         for index, pair in enumerate(pairs):
             first, last = spans[index] if spans else (0, len(pair))
             for start, stop in runs(pair.valid[first:last]):
@@ -131,40 +143,34 @@ class Windows:
                 run, end = first + start, first + stop
                 starts = np.arange(run, end if end == len(pair) else end - block + 1)
                 rows.append(np.stack([np.full_like(starts, index), starts, np.full_like(starts, run)], 1))
-        self.index = np.concatenate(rows) if rows else np.zeros((0, 3), int)  # pair, start, start of its run
-        if len(self.index) == 0:
+        index = np.concatenate(rows) if rows else np.zeros((0, 3), int)
+        if len(index) == 0:
             raise UserError(f"No run of valid listener frames in {', '.join(str(p.path) for p in pairs)} is {block} "
                             f"frames long (the longest has {longest}).", "Use longer clips or a smaller block.")
+        self.index = torch.from_numpy(index).to(frames.motion.device)  # [W, 3] pair, start, start of its run
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def draw(self, size: int, seed: int, step: int) -> Batch:
-        """`size` windows drawn evenly, the same for the same (seed, step)."""
-        return self.take(np.random.default_rng([seed, step]).integers(len(self), size=size))
+    def take(self, which: Tensor) -> Batch:
+        """The windows numbered `which` [N], in that order, on the device of the frames."""
+        frames = self.frames
+        pair, start, run = self.index[which].T[..., None]
+        length, first = frames.length[pair], frames.first[pair]
 
-    def take(self, which: np.ndarray) -> Batch:
-        """The windows numbered `which` [N], in that order."""
-        parts: dict[str, np.ndarray] = {}
-        chosen = self.index[which]
-        for number in np.unique(chosen[:, 0]):
-            mine = chosen[:, 0] == number
-            for name, values in self._windows(self.pairs[number], chosen[mine, 1], chosen[mine, 2]).items():
-                parts.setdefault(name, np.empty((len(which), *values.shape[1:]), values.dtype))[mine] = values
-        return Batch(**parts)
+        def rows(begin: int, end: int) -> Tensor:
+            return start + torch.arange(begin, end, device=start.device)
 
-    def _windows(self, pair: Pair, start: np.ndarray, run: np.ndarray) -> dict[str, np.ndarray]:
-        past = start[:, None] + np.arange(self.block - self.context, self.block)
-        inside = (past >= 0) & (past < len(pair))
-        block = np.minimum(start[:, None] + np.arange(self.block), len(pair) - 1)
-        history = np.maximum(start[:, None] + np.arange(-self.history, 0), run[:, None])
-        present = inside & gather(pair.expression_valid, past).astype(bool)
-        expression = (np.zeros((*past.shape, NUM_EXPRESSION), np.float32) if pair.expression is None
-                      else gather(pair.expression, past) * present[..., None])
-        return {"audio": gather(pair.audio, past), "audio_present": inside,
-                "expression": expression, "expression_present": present,
-                "history": gather(pair.motion, history),
-                "block": gather(pair.motion, block)}
+        past = rows(self.block - self.context, self.block)
+        inside = ((past >= 0) & (past < length)).float()
+        past = first + torch.minimum(past.clamp(min=0), length - 1)
+        present = inside * frames.expression_valid[past]
+        return Batch(
+            audio=frames.audio[past] * inside[..., None], audio_present=inside,
+            expression=frames.expression[past] * present[..., None], expression_present=present,
+            history=frames.motion[first + torch.maximum(rows(-self.history, 0), run)],
+            block=frames.motion[first + torch.minimum(rows(0, self.block), length - 1)],
+        )
 
 
 def holdout_spans(pairs: list[Pair], fraction: float) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

@@ -4,6 +4,8 @@ DDPM: Ho et al. 2020; DDIM: Song et al. 2021 (eta = 0). Knows nothing of clips o
 Axes: B windows, K frames of a block, D = 56 motion.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -22,9 +24,14 @@ ALPHAS_CUMPROD = DDPMScheduler(**SCHEDULE).alphas_cumprod
 MAX_STEPS = 50
 
 
-def keyed_generator(*key: int) -> torch.Generator:
-    """A CPU generator that depends on all numbers (0 or more) of `key` and on nothing else."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> 1))
+def keyed_generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on all numbers (0 or more) of `key`, on the kind of device, and on nothing else."""
+    return torch.Generator(device).manual_seed(keyed_seed(*key))
+
+
+def keyed_seed(*key: int) -> int:
+    """A seed that depends on all numbers (0 or more) of `key`."""
+    return int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def predict_epsilon(network: nn.Module, noisy: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
@@ -40,21 +47,26 @@ def predict_epsilon(network: nn.Module, noisy: Tensor, timestep: Tensor, conditi
 
 def levels(timestep: Tensor) -> tuple[Tensor, Tensor]:
     """Share of signal and of noise, [B, 1, 1] each, at `timestep` [B]."""
-    signal = ALPHAS_CUMPROD.to(timestep.device)[timestep][:, None, None]
+    signal = _signal(timestep.device)[timestep][:, None, None]
     return signal.sqrt(), (1 - signal).sqrt()
+
+
+@cache
+def _signal(device: torch.device) -> Tensor:
+    return ALPHAS_CUMPROD.to(device)
 
 
 def diffusion_loss(network: nn.Module, block: Tensor, condition: Condition, generator: torch.Generator,
                    rows: slice = slice(None)) -> Tensor:
-    """Mean squared error of the predicted noise for `rows` of `block` [B, K, 56] at random timesteps."""
-    scheduler = DDPMScheduler(**SCHEDULE)
+    """Mean squared error of the predicted noise for `rows` of `block` [B, K, 56] at random timesteps; the generator is one of its device."""
+    size, device = len(block), block.device
     # Timesteps spread evenly over the batch: the loss is less noisy than with independent ones.
-    spread = (torch.arange(len(block)) + torch.rand(len(block), generator=generator)) / len(block)
-    timestep = (spread * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1).to(block.device)
-    noise = torch.randn(block.shape, generator=generator).to(block.device)
+    spread = (torch.arange(size, device=device) + torch.rand(size, generator=generator, device=device)) / size
+    timestep = (spread * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1)
+    noise = torch.randn(block.shape, generator=generator, device=device)
     block, condition, timestep, noise = block[rows], condition[rows], timestep[rows], noise[rows]
-    noisy = scheduler.add_noise(block, noise, timestep)
-    return functional.mse_loss(predict_epsilon(network, noisy, timestep, condition), noise)
+    alpha, sigma = levels(timestep)
+    return functional.mse_loss(predict_epsilon(network, alpha * block + sigma * noise, timestep, condition), noise)
 
 
 def ddim_sample(network: nn.Module, noise: Tensor, condition: Condition, num_steps: int, limit: float) -> Tensor:

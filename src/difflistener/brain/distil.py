@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from difflistener.brain.config import BrainTraining
 from difflistener.brain.dit import Scene
@@ -19,7 +20,7 @@ from difflistener.brain.forcing import (
 from difflistener.brain.lessons import SequenceLessons
 from difflistener.brain.model import Brain
 from difflistener.brain.stream import branches
-from difflistener.dataset import Pair
+from difflistener.dataset import Frames
 
 TEACHER_STEPS = 15
 """Least number of steps that a teacher takes."""
@@ -30,8 +31,8 @@ class Distillation(SequenceLessons):
 
     sample = 8
 
-    def __init__(self, pairs: list[Pair], config: BrainTraining, spans: list[tuple[int, int]], teacher: Brain):
-        super().__init__(pairs, config, spans)
+    def __init__(self, frames: Frames, config: BrainTraining, spans: list[tuple[int, int]], teacher: Brain):
+        super().__init__(frames, config, spans)
         self.teacher = teacher.eval().requires_grad_(False)
         own = teacher.config
         self.branches = branches(own.audio_guidance, own.face_guidance, own.uses_face)
@@ -70,7 +71,7 @@ class Distillation(SequenceLessons):
             state = torch.where(given, clean, state)
             if step.level in landmarks:
                 reached.append(state)
-            levels = torch.tensor([0.0, step.level], device=states.device)
+            levels = functional.pad(torch.full((1,), float(step.level), device=states.device), (1, 0))
             with torch.autocast(states.device.type, torch.bfloat16, enabled=states.is_cuda):
                 return sum(weight * teacher(past, state, levels, (~given[..., 0]).long(), scene.without(not hear, not see),
                                             drawn.remembers).float() for hear, see, weight in self.branches)
@@ -83,7 +84,7 @@ class Distillation(SequenceLessons):
         stage = ((block.amax(2) - 1).clamp(min=0) * len(own) // DISTINCT).clamp(max=len(own) - 1)
         stage = stage.repeat_interleave(block.shape[2], 1)
         chosen = stage[None, ..., None].expand(1, *states.shape)
-        levels = torch.tensor([0.0, *(step.level for step in own)], device=states.device)
+        levels = torch.cat([torch.full((1,), float(level), device=states.device) for level in (0, *(step.level for step in own))])
         which = torch.where(given[..., 0], 0, 1 + stage)
         return (torch.stack(reached).gather(0, chosen)[0], torch.stack(targets).gather(0, chosen)[0], levels, which)
 

@@ -181,6 +181,13 @@ class DiT(nn.Module):
         for parameter in (self.attitude.weight, self.last.weight, self.last.bias):
             nn.init.zeros_(parameter)
 
+    def hidden(self) -> list[nn.Parameter]:
+        """Matrices from hidden to hidden numbers."""
+        linear = [self.merge, *(part for part in self.level if isinstance(part, nn.Linear)), self.hear.delays]
+        linear += [] if self.see is None else [self.see.delays]
+        linear += [part for layer in self.layers for part in (layer.told, layer.qkv, layer.attended, layer.up, layer.down)]
+        return [part.weight for part in linear]
+
     def perceive(self, scene: Scene) -> list[Tensor]:
         """What each layer is told of the scene, L times [B, N, W]."""
         told = self.hear(scene.audio, scene.audio_present)

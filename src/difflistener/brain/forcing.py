@@ -10,7 +10,8 @@ Axes: B sequences, N frames, K of a block, D = 56 motion.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from diffusers import DDIMScheduler
@@ -36,8 +37,13 @@ INPAINTED = 0.2
 
 def shares(levels: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of motion and of noise, each [...], at `levels` [...] (whole numbers)."""
-    signal = SIGNAL.to(levels.device)[levels.long()]
+    signal = _signal(levels.device)[levels.long()]
     return signal.sqrt(), (1 - signal).sqrt()
+
+
+@cache
+def _signal(device: torch.device) -> Tensor:
+    return SIGNAL.to(device)
 
 
 def clean_estimate(output: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor, prediction: str) -> Tensor:
@@ -46,16 +52,16 @@ def clean_estimate(output: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor, 
 
 
 def balance(moves: Tensor, has_posture: bool) -> Tensor:
-    """Weight of each dimension, [56], sum 1: expression, posture codes, rotation and jaw have equal shares.
+    """Weight of each parameter, [56], sum 1: expression has half, rotation and jaw a quarter each.
 
     Args:
         moves: [56] bool, dimensions that move at all; the others, and groups of none but such, weigh nothing.
-        has_posture: the last six expression codes are posture (landmark bases).
+        has_posture: the last six expression codes are posture (landmark bases); they have half of the expression's share.
     """
-    groups = [ROTATION, JAW, slice(0, POSTURE.start), POSTURE] if has_posture else [ROTATION, JAW, EXPRESSION]
+    faces = [(slice(0, POSTURE.start), 1), (POSTURE, 1)] if has_posture else [(EXPRESSION, 2)]
     weights = torch.zeros(NUM_MOTION, device=moves.device)
-    for group in groups:
-        weights[group] = moves[group] / moves[group].sum().clamp(min=1)
+    for group, share in [(ROTATION, 1), (JAW, 1), *faces]:
+        weights[group] = share * moves[group] / moves[group].sum().clamp(min=1)
     return weights / weights.sum().clamp(min=1e-9)
 
 
@@ -71,11 +77,9 @@ class Noise:
 
     @staticmethod
     def draw(size: int, frames: int, block: int, generator: torch.Generator, history_noise: float,
-             history_dropout: float, device: torch.device | str = "cpu") -> "Noise":
-        """Drawn on `device`: on the CPU, the numbers of a large batch take longer than a GPU's step."""
-        if torch.device(device).type != "cpu":
-            seed = torch.randint(2**62, (), generator=generator).item()
-            generator = torch.Generator(device).manual_seed(seed)
+             history_dropout: float) -> "Noise":
+        """Drawn on the device of the generator."""
+        device = generator.device
 
         def rand(*shape):
             return torch.rand(*shape, generator=generator, device=device)
@@ -94,10 +98,9 @@ class Noise:
         return Noise(levels, which, randn(size, frames, NUM_MOTION), past,
                      rand(size, blocks) >= history_dropout)
 
-    def part(self, rows: slice, device: torch.device) -> "Noise":
-        """Of some of the sequences, on a device."""
-        return Noise(self.levels.to(device), *(getattr(self, name)[rows].to(device)
-                                               for name in ("which", "noise", "history_noise", "remembers")))
+    def part(self, rows: slice) -> "Noise":
+        """Of some of the sequences."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in ("which", "noise", "history_noise", "remembers")})
 
 
 def forcing_loss(network: nn.Module, innovations: Innovations, states: Tensor, scene: Scene, counts: Tensor, drawn: Noise,

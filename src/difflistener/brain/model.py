@@ -51,6 +51,43 @@ class Normaliser(nn.Module):
         return x * self.std + self.mean
 
 
+class Factors(nn.Module):
+    """Normalised motion <-> factors: uncorrelated, of unit variance, from slow to fast.
+
+    Linear slow feature analysis (Wiskott & Sejnowski 2002). A code of a face mixes what is done, which lasts, with noise,
+    which does not; among factors the two are apart, and only what lasts can be expected, and is worth getting right.
+    """
+
+    LEAST_VARIANCE = 1e-6
+    """Of a direction of normalised motion; below it, nothing moves there."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("into", torch.eye(NUM_MOTION))
+        self.register_buffer("back", torch.eye(NUM_MOTION))
+
+    def set(self, motion: Tensor) -> None:
+        """Learn from normalised motion [B, N, 56], N > 1."""
+        motion = motion.double()
+        variance, directions = torch.linalg.eigh(_covariance(motion))
+        scale = torch.where(variance > self.LEAST_VARIANCE, variance, 0).sqrt()
+        whiten = directions * torch.where(scale > 0, 1 / scale, 0)
+        turn = torch.linalg.eigh(whiten.mT @ _covariance(motion.diff(dim=1)) @ whiten)[1]
+        self.into.copy_(whiten @ turn)
+        self.back.copy_(turn.mT @ (directions * scale).mT)
+
+    def forward(self, motion: Tensor) -> Tensor:
+        return motion @ self.into
+
+    def inverse(self, factors: Tensor) -> Tensor:
+        return factors @ self.back
+
+
+def _covariance(rows: Tensor) -> Tensor:
+    rows = rows.flatten(0, -2)
+    return rows.mT @ rows / len(rows)
+
+
 class Continuity(nn.Module):
     """What a person's own past says of the next frames, and the block of a network made to agree with it.
 
@@ -105,7 +142,9 @@ class Brain(nn.Module):
         self.expression = Normaliser(NUM_EXPRESSION)
         self.network = NETWORKS[config.network](config)
         # A dit sees its past frame by frame and goes on from it by itself.
-        self.continuity = None if config.network == "dit" else Continuity(config.block, config.history)
+        is_dit = config.network == "dit"
+        self.continuity = None if is_dit else Continuity(config.block, config.history)
+        self.factors = Factors() if is_dit else None
 
     @property
     def basis(self) -> str:
@@ -271,10 +310,10 @@ class Brain(nn.Module):
             return diffusion_loss(network, state, condition, generator, rows)
         return functional.mse_loss(network(condition[rows]), state[rows])
 
-    # States of a dit count from the listener's anchor
+    # States of a dit are factors of motion, counted from the listener's anchor
 
     def anchor_state(self, clip: Tensor | None, size: int) -> Tensor:
-        """Anchors [B, 56] of style clips [B, n, 56] in real units; zero without any."""
+        """Anchors [B, 56] of style clips [B, n, 56] in real units, normalised; zero without any."""
         if clip is None:
             return torch.zeros(size, NUM_MOTION, device=self.motion.mean.device)
         return self.motion(clip.float().mean(1).to(self.motion.mean.device))
@@ -282,7 +321,11 @@ class Brain(nn.Module):
     def state(self, motion: Tensor, anchor: Tensor) -> Tensor:
         """States of motion [B, N, 56], real units, after `anchor` [B, 56]."""
         limit = self.config.state_limit
-        return (self.motion(motion) - anchor[:, None]).clamp(-limit, limit)
+        return self.factors(self.motion(motion) - anchor[:, None]).clamp(-limit, limit)
+
+    def motion_of(self, state: Tensor, anchor: Tensor) -> Tensor:
+        """Motion [B, N, 56] in real units of states, the inverse of `state`."""
+        return self.motion.inverse(self.factors.inverse(state) + anchor[:, None])
 
     def scene(self, audio: Tensor, audio_present: Tensor, expression: Tensor, expression_present: Tensor, attitude: Tensor,
               anchor: Tensor, anchor_present: Tensor) -> Scene:
@@ -297,8 +340,11 @@ class Brain(nn.Module):
                             self.config.prediction, velocity_weight)
 
     def loss_weights(self) -> Tensor:
-        """Weight [56] of each dimension in the loss, see `forcing.balance`."""
-        return balance(self.motion.std > 0, self.landmark_basis is not None)
+        """Weight [56] of each factor in the loss: what it moves of the balanced parameters. Innovations have unit variance and
+        errors persist as the factor does, so this is the squared error in parameter space."""
+        parameters = balance(self.motion.std > 0, self.landmark_basis is not None)
+        weights = self.factors.back**2 @ parameters
+        return weights / weights.sum().clamp(min=1e-9)
 
     # Checks
 

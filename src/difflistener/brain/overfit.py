@@ -10,7 +10,7 @@ import torch
 
 from difflistener.brain.model import Brain
 from difflistener.clip import replacing, write_json
-from difflistener.dataset import Pair, Windows
+from difflistener.dataset import Frames, Pair, Windows
 from difflistener.motion import EXPRESSION, FPS, JAW, ROTATION
 
 GROUPS = {"all": slice(0, 56), "expression": EXPRESSION, "rotation": ROTATION, "jaw": JAW}
@@ -70,9 +70,9 @@ def _generate(brain: Brain, pair: Pair, truth: np.ndarray, num_steps: int, seed:
 def _generate_from_true_past(brain: Brain, pair: Pair, num_steps: int) -> np.ndarray:
     """As `_generate`, but all blocks at once, each after the true past."""
     config, device = brain.config, brain.motion.mean.device
-    windows = Windows([pair], config.block, config.history, config.context)
-    batch = windows.take(np.arange(0, len(windows), config.block))
-    perceived = {name: torch.from_numpy(value).float().to(device) for name, value in vars(batch).items() if name != "block"}
+    windows = Windows(Frames([pair], device), config.block, config.history, config.context)
+    batch = windows.take(torch.arange(0, len(windows), config.block, device=device))
+    perceived = {name: value for name, value in vars(batch).items() if name != "block"}
     condition = brain.condition(**perceived, history_present=torch.ones(len(batch.block), device=device))
     noise = torch.cat([brain.block_noise(0, 0, number) for number in range(len(batch.block))])
     return brain.react(condition, noise.to(device), num_steps).flatten(0, 1)[: len(pair)].cpu().numpy()

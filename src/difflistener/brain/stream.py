@@ -149,7 +149,7 @@ class Streams:
         given = ~fixed.isnan().any(-1)
         state = self._brain.state(fixed.nan_to_num().to(self._device), self._anchor) if given.any() else None
         block = self._sampler.block(scene, noise.to(self._device), state, given.to(self._device))
-        return self._brain.motion.inverse(block + self._anchor[:, None]).cpu()
+        return self._brain.motion_of(block, self._anchor).cpu()
 
     def _scene(self, rows: dict[str, Tensor]) -> Scene:
         return self._brain.scene(**{name: value.to(self._device) for name, value in rows.items()}, attitude=self._attitude,

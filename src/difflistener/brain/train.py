@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from difflistener.basis import LandmarkBasis
 from difflistener.brain.config import BrainConfig, BrainTraining
 from difflistener.brain.diffusion import keyed_generator
 from difflistener.brain.distil import Distillation
-from difflistener.brain.lessons import LESSONS
+from difflistener.brain.dit import DiT
+from difflistener.brain.gradients import Gradients
+from difflistener.brain.lessons import LESSONS, any_of
 from difflistener.brain.model import Brain
 from difflistener.brain.overfit import overfit_report
 from difflistener.brain.parallel import Workers
@@ -31,13 +33,14 @@ from difflistener.checkpoint import (
     save_training_state,
 )
 from difflistener.clip import Clip, replacing
-from difflistener.dataset import Pair, holdout_spans, load_pairs, statistics
+from difflistener.dataset import Frames, Pair, holdout_spans, load_pairs, statistics
 from difflistener.device import resolve_device
 from difflistener.errors import UserError
 from difflistener.progress import progress
 
 MAY_CHANGE = ("steps", "save_every", "device")
 """Settings that a resumed run may give anew."""
+WEIGHT_DECAY = 0.01
 BYPRODUCTS = ("metrics.jsonl", "overfit.png", "overfit.json")
 
 
@@ -101,8 +104,9 @@ class Trainer:
         holdout = 0.0 if config.overfit else config.holdout
         spans, held = holdout_spans(pairs, holdout)
         lessons = partial(Distillation, teacher=teacher) if teacher else LESSONS[config.network]
-        self.lessons = lessons(pairs, config, spans)
-        self.validation = _held_out(lessons, pairs, config, held) if holdout else None
+        frames = Frames(pairs, self.device)
+        self.lessons = lessons(frames, config, spans)
+        self.validation = _held_out(lessons, frames, config, held) if holdout else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # Layers draw their first weights from the global generator.
             self.raw = Brain(brain_config(config, pairs), _landmark_basis(pairs[0])).to(self.device)
@@ -110,13 +114,14 @@ class Trainer:
             getattr(self.raw, name).set(values)
         self.lessons.prepare(self.raw)
         self.network = workers.share(self.raw.network)
+        loss = partial(self.lessons.loss, self.raw, self.network, augment=True, rows=workers.rows)
+        self.gradients = Gradients(loss, self.raw.network.parameters(), self.device == "cuda" and workers.count == 1)
         self.average = AveragedModel(self.raw.network, multi_avg_fn=_average(config.ema))
-        self.optimizer = torch.optim.AdamW(self.raw.network.parameters(), lr=config.learning_rate, weight_decay=0.01,
-                                           fused=True)
+        self.optimizers = _optimizers(self.raw.network, config.learning_rate)
         self.step, self.seconds = 0, 0.0
         self.best_step, self.best_loss = 0, float("inf")
         self.best: dict[str, Tensor] = {}  # Averaged weights with the least validation loss, none without validation.
-        self.total = 0.0  # Sum of losses since the last line of metrics.jsonl.
+        self.total = torch.zeros((), device=self.device)  # Sum of losses since the last line of metrics.jsonl.
 
     def run(self, asked: threading.Event) -> bool:
         """Train to the last step, or until `asked` to stop in any process, saving on the way. Whether it was stopped."""
@@ -129,36 +134,47 @@ class Trainer:
             self.step = step + 1
             now = time.monotonic()
             self.seconds, begun = self.seconds + now - begun, now
-            if workers.is_first and (self.step % 100 == 0 or self.step == config.steps):
-                row = {"step": self.step, "loss": self.total / ((self.step - 1) % 100 + 1), "seconds": round(self.seconds, 1)}
-                self.total = 0.0
+            is_logged = self.step % 100 == 0 or self.step == config.steps
+            if is_logged:
+                total = self._finite_total()
+                self.total.zero_()
+            if workers.is_first and is_logged:
+                row = {"step": self.step, "loss": total / ((self.step - 1) % 100 + 1), "seconds": round(self.seconds, 1)}
                 if self.validation:
                     row["validation_loss"] = self._validate()
                 self._log(row)
                 task.set_note(" ".join(f"{name} {row[name]:.4f}" for name in ("loss", "validation_loss") if name in row))
-            if workers.is_first and self.step % config.save_every == 0 and self.step < config.steps:
+            stops = workers.any(asked.is_set())
+            saves = self.step % config.save_every == 0 and self.step < config.steps
+            if saves or stops:
+                self.total.fill_(self._finite_total())
+            if saves and workers.is_first:
                 self.save()
                 begun = time.monotonic()
-            if workers.any(asked.is_set()):
+            if stops:
                 return True
         return False
 
-    def _update(self, step: int) -> float:
+    def _update(self, step: int) -> Tensor:
+        """The loss [] of this process's share. It is not looked at here: a GPU would stand still meanwhile."""
         config, raw = self.config, self.raw
-        which = np.random.default_rng([config.seed, step]).integers(len(self.lessons), size=config.batch_size)
-        loss = self.lessons.loss(raw, self.network, which, keyed_generator(config.seed, step), True, self.workers.rows)
-        mean = self.workers.mean(loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        if not math.isfinite(mean):
-            raise UserError(f"The loss became {mean} at step {step}.",
-                            "Go on from the last checkpoint with --resume, or start over with a lower --learning-rate.")
-        loss.backward()
+        which = any_of(len(self.lessons), config.batch_size, self.device, config.seed, step)
+        loss = self.gradients(which, config.seed, step)
         torch.nn.utils.clip_grad_norm_(raw.network.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(step, config.steps)
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * learning_rate_factor(step, config.steps)
+            optimizer.step()
         self.average.update_parameters(raw.network)
-        return mean
+        return loss
+
+    def _finite_total(self) -> float:
+        """The sum of losses, mean over processes."""
+        total = self.workers.mean(self.total)
+        if not math.isfinite(total):
+            raise UserError(f"The loss became {total} by step {self.step}.",
+                            "Go on from the last checkpoint with --resume, or start over with a lower --learning-rate.")
+        return total
 
     def _validate(self) -> float:
         """Validation loss of the averaged weights, which are kept if it is the least so far: a small clip is soon
@@ -172,9 +188,9 @@ class Trainer:
     @torch.no_grad()
     def validation_loss(self, brain: Brain) -> float:
         """Loss on held-out windows, always the same ones with the same noise."""
-        generator = keyed_generator(self.config.seed)
-        which = torch.randperm(len(self.validation), generator=generator)[: self.validation.sample].numpy()
-        return self.validation.loss(brain, brain.network, which, generator, augment=False).item()
+        which = torch.randperm(len(self.validation), generator=keyed_generator(self.config.seed))[: self.validation.sample]
+        generator = keyed_generator(self.config.seed, device=self.device)
+        return self.validation.loss(brain, brain.network, which.to(self.device), generator, augment=False).item()
 
     def averaged(self) -> Brain:
         """The brain with averaged weights as they are now."""
@@ -202,8 +218,10 @@ class Trainer:
         tensors = {f"raw.{name}": value for name, value in self.raw.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        save_training_state(self.out, tensors | optimizer_tensors(self.optimizer),
-                            {"step": self.step, "seconds": self.seconds, "total": self.total,
+        for name, optimizer in self.optimizers.items():
+            tensors |= optimizer_tensors(optimizer, name)
+        save_training_state(self.out, tensors,
+                            {"step": self.step, "seconds": self.seconds, "total": self.total.item(),
                              "best": [self.best_step, self.best_loss], "recipe": _recipe(self.config),
                              "clips": _fingerprint(self.pairs)})
         return summary
@@ -230,9 +248,11 @@ class Trainer:
 
         self.raw.load_state_dict(part("raw."))
         self.average.load_state_dict(part("average."))
-        restore_optimizer(self.optimizer, tensors)
+        for name, optimizer in self.optimizers.items():
+            restore_optimizer(optimizer, tensors, name)
         self.best = {name: value.to(self.device) for name, value in part("best.").items()}
-        self.step, self.seconds, self.total = state["step"], state["seconds"], state["total"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.total.fill_(state["total"])
         self.best_step, self.best_loss = state["best"]
         # A killed run may have logged steps that it did not save: they are done again.
         log = out / "metrics.jsonl"
@@ -283,9 +303,20 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min((step + 1) / warm, (steps - step) / max(steps - warm, 1))
 
 
-def _held_out(lessons, pairs: list[Pair], config: BrainTraining, held: list[tuple[int, int]]):
+def _optimizers(network: nn.Module, learning_rate: float) -> dict[str, torch.optim.Optimizer]:
+    """AdamW, and Muon (Jordan et al. 2024) for what the network calls `hidden`: a conversation is nearly all noise, and Muon
+    also follows the few directions in which something is reacted to."""
+    hidden = network.hidden() if isinstance(network, DiT) else []
+    others = [parameter for parameter in network.parameters() if all(parameter is not one for one in hidden)]
+    optimizers = {"optimizer": torch.optim.AdamW(others, lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)}
+    if hidden:
+        optimizers["muon"] = torch.optim.Muon(hidden, lr=learning_rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
+    return optimizers
+
+
+def _held_out(lessons, frames: Frames, config: BrainTraining, held: list[tuple[int, int]]):
     try:
-        return lessons(pairs, config, held)
+        return lessons(frames, config, held)
     except UserError as error:
         raise UserError(f"The end of the clips, held out to validate on, is of no use with --holdout {config.holdout:g}: {error.problem}",
                         "Choose another --holdout; with 0 all frames are learned and none are validated on.") from error
