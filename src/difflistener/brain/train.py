@@ -40,7 +40,7 @@ from difflistener.progress import progress
 
 MAY_CHANGE = ("steps", "save_every", "device")
 """Settings that a resumed run may give anew."""
-WEIGHT_DECAY = 0.01
+WEIGHT_DECAY, MUON_WEIGHT_DECAY = 0.01, 0.1
 BYPRODUCTS = ("metrics.jsonl", "overfit.png", "overfit.json")
 
 
@@ -310,7 +310,8 @@ def _optimizers(network: nn.Module, learning_rate: float) -> dict[str, torch.opt
     others = [parameter for parameter in network.parameters() if all(parameter is not one for one in hidden)]
     optimizers = {"optimizer": torch.optim.AdamW(others, lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)}
     if hidden:
-        optimizers["muon"] = torch.optim.Muon(hidden, lr=learning_rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
+        optimizers["muon"] = torch.optim.Muon(hidden, lr=learning_rate, weight_decay=MUON_WEIGHT_DECAY,
+                                               adjust_lr_fn="match_rms_adamw")
     return optimizers
 
 
