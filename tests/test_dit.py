@@ -22,7 +22,7 @@ from difflistener.brain.dit import Innovations, Scene
 from difflistener.brain.forcing import (
     NUM_LEVELS, SCHEDULE, Noise, balance, clean_estimate, forcing_loss, innovations_of, sampling_steps, shares, solve,
 )
-from difflistener.brain.model import Brain
+from difflistener.brain.model import Brain, Factors
 from difflistener.brain.stream import Sampler, branches
 from difflistener.clip import Clip
 from difflistener.errors import UserError
@@ -181,6 +181,42 @@ def test_expression_has_half_of_the_loss():
     parts = slice(0, 44), slice(44, 50), slice(50, 53), slice(53, 56)
     assert [weights[part].sum().item() for part in parts] == pytest.approx([1 / 3] * 3 + [0])
     assert (weights[10:20] == 0).all() and balance(torch.zeros(56, dtype=torch.bool), False).sum() == 0
+
+
+def test_factors_are_uncorrelated_and_go_from_slow_to_fast():
+    """Twelve slow and twenty fast sources, mixed into 56 numbers of which six never move."""
+    make = torch.Generator().manual_seed(0)
+    slow = torch.randn(4, 3000, 12, generator=make, dtype=torch.float64).cumsum(1).diff(n=1, dim=1)
+    for _ in range(20):
+        slow = (slow[:, 1:] + slow[:, :-1]) / 2
+    slow = slow / slow.std((0, 1))
+    fast = torch.randn(4, slow.shape[1], 20, generator=make, dtype=torch.float64)
+    mixed = torch.cat([slow, fast], 2) @ torch.randn(32, 50, generator=make, dtype=torch.float64)
+    motion = torch.cat([mixed - mixed.mean((0, 1)), torch.zeros(4, slow.shape[1], 6)], 2).float()
+    factors = Factors()
+    factors.set(motion)
+    states = factors(motion)
+    assert torch.allclose(factors.inverse(states), motion, atol=1e-3)
+    rows = states.flatten(0, 1).double()
+    moving = rows.var(0) > 0.5
+    covariance = rows[:, moving].T @ rows[:, moving] / len(rows)
+    assert moving.sum() == 32 and torch.allclose(covariance, torch.eye(32, dtype=torch.float64), atol=1e-3)
+    change = states.diff(dim=1).flatten(0, 1).var(0)[moving]
+    assert (change.diff() > -1e-4).all() and change[11] < 0.2 and change[12] > 1
+    found = torch.linalg.lstsq(rows[:, moving][:, :12], slow.flatten(0, 1)).residuals
+    assert (found / len(rows) < 0.02).all(), "the slow factors span the slow sources"
+
+
+def test_a_factor_weighs_what_it_moves():
+    brain = make_brain()
+    motion = torch.randn(2, 500, 56, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 56)
+    brain.factors.set(motion)
+    error = torch.randn(1000, 56, generator=torch.Generator().manual_seed(1))
+    parameters = balance(brain.motion.std > 0, brain.landmark_basis is not None)
+    in_parameters = (brain.factors.inverse(error) ** 2 @ parameters).mean()
+    in_factors = (error**2 @ brain.loss_weights()).mean()
+    scale = (brain.factors.back**2 @ parameters).sum()
+    assert in_factors * scale == pytest.approx(in_parameters.item(), rel=0.05)
 
 
 @pytest.mark.parametrize("prediction", ["v", "x0"])

@@ -57,7 +57,7 @@ def evaluate_brain(config: BrainEvaluation) -> dict:
     _check_fit(brains, pairs[0], config)
     train = pairs[len(tests) :]
     moments = statistics(train, [(0, len(pair)) for pair in train])["motion"]
-    scenes = [_scene(pair) for pair in pairs[: len(tests)]]
+    scenes = [read_scene(pair) for pair in pairs[: len(tests)]]
     rows: dict[str, Row] = {name: brain_row(brain, config.num_steps, config.attitude) for name, brain in brains.items()}
     rows |= law_rows() | baseline_rows(train, moments.mean)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -87,8 +87,8 @@ def evaluate_brain(config: BrainEvaluation) -> dict:
         figures["drift"] = _drift(config, generated, main, moments.std)
     figures = plain(figures)
     write_json(config.out / "evaluation.json", figures)
-    plot_fan(config.out / "fan.png", scenes[0], {name: shown[name] for name in (MAIN, "law")})
-    plot_events(config.out / "events.png", scenes, {name: scores[name] for name in [*brains, "law"]})
+    plot_fan(config.out / "fan.png", scenes[0].truth, {name: shown[name] for name in (MAIN, "law")}, scenes[0].script)
+    plot_events(config.out / "events.png", {name: (scores[name].figures["events"], scores[name].delays) for name in [*brains, "law"]})
     plot_best_of(config.out / "best_of.png", scores)
     print_brain_tables(figures)
     return figures
@@ -137,7 +137,8 @@ def _check_fit(brains: dict[str, Brain], pair: Pair, config: BrainEvaluation) ->
                         f"Make a corpus with: difflistener corpus --out {config.corpus}")
 
 
-def _scene(pair: Pair) -> Scene:
+def read_scene(pair: Pair) -> Scene:
+    """A clip of a corpus as a scene."""
     truth = read_truth(Clip.open(pair.path, check=False))
     return Scene(pair.path.name, pair.audio, pair.expression, truth.script, truth.attitude, truth.law, np.array(pair.motion))
 

@@ -82,19 +82,20 @@ def is_told(brain: Brain) -> bool:
     return brain.config.network == "dit"
 
 
-def brain_row(brain: Brain, num_steps: int | None, tell: bool) -> Row:
-    """A brain as it is; it sees the face if it was trained to, and is told the attitude if it can be and `tell` says so."""
+def brain_row(brain: Brain, num_steps: int | None, tell: bool, **guidance: float) -> Row:
+    """A brain as it is; it sees the face if it was trained to, and is told the attitude if it can be and `tell` says so.
+    `guidance` is audio_guidance and face_guidance of `Brain.generate`, where other than the brain's own."""
 
     def react(scene: Scene, num: int, seed: int) -> np.ndarray:
         device = brain.motion.mean.device
         audio = torch.from_numpy(np.array(scene.audio, np.float32)).to(device)
         face = torch.from_numpy(np.array(scene.expression, np.float32)).to(device) if brain.config.uses_face else None
         if is_told(brain):
-            manner = {"attitude": scene.attitude} if tell else {}
+            manner = guidance | ({"attitude": scene.attitude} if tell else {})
             return brain.generate_many(audio.expand(num, -1, -1), None if face is None else face.expand(num, -1, -1),
                                        num_steps=num_steps, seed=seed, **manner).cpu().numpy()
         num = num if brain.network.is_diffusion else 1
-        return np.stack([brain.generate(audio, face, num_steps=num_steps, seed=seed, sample=k).cpu().numpy() for k in range(num)])
+        return np.stack([brain.generate(audio, face, num_steps=num_steps, seed=seed, sample=k, **guidance).cpu().numpy() for k in range(num)])
 
     return react
 
