@@ -208,7 +208,7 @@ def test_a_brain_row_is_generate(world):
     scene = Scene("one", pair.audio[:60], pair.expression[:60], None, "neutral", LAW, pair.motion[:60])
     made = brain_row(brain, 2, True)(scene, 3, 5)
     audio, face = (torch.from_numpy(np.array(feature)) for feature in (scene.audio, scene.expression))
-    assert np.array_equal(made[2], brain.generate(audio, face, num_steps=2, seed=5, sample=2).numpy())
+    assert np.allclose(made[2], brain.generate(audio, face, num_steps=2, seed=5, sample=2).numpy(), atol=1e-5)
     assert brain_row(Brain.from_pretrained(world / "regression"), 2, True)(scene, 3, 5).shape == (1, 60, 56)
 
 

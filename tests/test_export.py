@@ -210,7 +210,7 @@ def test_settings_that_do_not_go_together_are_named(folder, motion, tmp_path, ch
 def test_motion_is_read_in_every_form(tmp_path):
     motion = synthetic_motion(4).numpy()
     np.save(tmp_path / "a.npy", motion.astype(np.float64))
-    np.savez(tmp_path / "b.npz", exp=motion[:, :50], pose=motion[:, 50:])
+    np.savez(tmp_path / "b.npz", exp=motion[:, :50], pose=motion[:, 50:] * np.array([1, -1, -1] * 2, np.float32))
     clip = Clip.create(tmp_path / "clip", 4)
     clip.set(basis="flame2023")
     clip.write("listener", "motion", motion, "test", {})

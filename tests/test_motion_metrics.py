@@ -158,7 +158,13 @@ def test_shift_test_never_compares_with_the_next_window():
     """Only windows two or more away are other moments: a cost that is low on both diagonals beside the main one is no null."""
     cost = np.ones((12, 12)) - np.eye(12) * 0.5 - 0.9 * (np.eye(12, k=1) + np.eye(12, k=-1))
     cost[0, -1] = cost[-1, 0] = 0.1
-    assert shift_test([cost], 300, np.random.default_rng(0)).p == 1 / 301
+    assert shift_test([cost], 300, np.random.default_rng(0)).p == 1 / 10, "nine ways to shift, and none"
+    assert shift_test([cost] * 3, 300, np.random.default_rng(0)).p == 1 / 301
+
+
+def test_shift_test_of_one_short_clip_is_fair():
+    p = np.array([shift_test(reactions(0.0, seed=1000 * k, clips=1, windows=12), 200, np.random.default_rng(k)).p for k in range(200)])
+    assert 0.05 < (p <= 0.1).mean() < 0.16 and p.min() >= 0.1
 
 
 def test_paired_test_sees_a_difference_and_no_difference():

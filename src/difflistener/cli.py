@@ -18,12 +18,19 @@ VERBS = {
     "doctor": ("difflistener.doctor:Doctor", "difflistener.doctor:doctor", "say what works on this machine and what to install"),
     "demo": ("difflistener.demo:Demo", "difflistener.demo:demo", "toy videos -> clip -> body -> brain -> listener video; no download, no GPU"),
     "prepare": ("difflistener.prepare.config:Prepare", "difflistener.prepare.pipeline:prepare", "videos of a speaker and a listener -> clip"),
+    "mine": ("difflistener.mine.config:Mine", "difflistener.mine.pipeline:mine", "a recording of two people -> clips in which one speaks and one listens"),
     "corpus": ("difflistener.corpus:Corpus", "difflistener.corpus:write_corpus", "conversations with a known law -> clips, to train and judge brains"),
+    "import": ("difflistener.importers.config:Import", "difflistener.importers.run:import_folder", "a public data set or results of a face tracker -> clips"),
     "basis": ("difflistener.prepare.config:FitBasis", "difflistener.prepare.pipeline:fit_shared_basis", "fit one expression basis on several clips"),
+    "map bases": ("difflistener.basis_map:MapBases", "difflistener.basis_map:map_bases", "two clips of one film, tracked both ways -> linear map from landmark codes to FLAME"),
+    "assets add": ("difflistener.assets:AddAsset", "difflistener.assets:add_asset", "a FLAME model or landmark embedding -> the folder of licensed files"),
+    "assets list": ("difflistener.assets:ListAssets", "difflistener.assets:list_assets", "which licensed files are there, and how to get the others"),
     "train body": ("difflistener.body.config:BodyTraining", "difflistener.body.train:train_body", "clip -> 3D Gaussian head of its listener"),
     "train brain": ("difflistener.brain.config:BrainTraining", "difflistener.brain.train:train_brain", "clips -> model of how listeners move"),
     "evaluate body": ("difflistener.evaluate.config:BodyEvaluation", "difflistener.evaluate.body:evaluate_body", "body + clip -> scores beside baselines that learn nothing"),
     "evaluate brain": ("difflistener.evaluate.brain_config:BrainEvaluation", "difflistener.evaluate.brain:evaluate_brain", "brain + corpus -> scores beside the law and baselines that learn nothing"),
+    "evaluate motion": ("difflistener.evaluate.motion_config:MotionEvaluation", "difflistener.evaluate.motion:evaluate_motion", "generated motion + true motion -> the scores of a published table, beside baselines that learn nothing"),
+    "experiment": ("difflistener.experiment.config:Experiment", "difflistener.experiment.run:experiment", "recipe -> trained, scored and reported rows: a paper's tables"),
     "export body": ("difflistener.export:ExportBody", "difflistener.export:export_body", "body -> .ply files for other viewers"),
     "view": ("difflistener.view:View", "difflistener.view:view", "a body in the browser, with sliders"),
     "synthesize": ("difflistener.synthesize:Synthesis", "difflistener.synthesize:synthesize", "speaker + brain + body -> listener video"),
@@ -107,27 +114,34 @@ def parse(settings_class, verb: str, arguments: list[str]):
 
 
 def read_recipe(settings_class, path: Path):
-    """A settings object from a JSON recipe. Unknown keys are an error that names the nearest known one."""
-    import difflib
-    import typing
-
+    """A settings object from a JSON recipe, see `settings_from`."""
     if not path.is_file():
         raise UserError(f"There is no recipe at {path}.", "Name a JSON file such as those in recipes/.")
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}).", "Mend the file, or start from one in recipes/.") from error
+    return settings_from(settings_class, values, str(path))
+
+
+def settings_from(settings_class, values, where: str):
+    """A settings object from JSON values, `tyro.MISSING` where one must be given; `where` they stand, for errors.
+    Unknown keys are an error that names the nearest known one."""
+    import difflib
+    import typing
+
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no settings.", 'A recipe is one JSON object, such as {"steps": 1000}.')
+        raise UserError(f"{where} holds no settings.", 'Settings are one JSON object, such as {"steps": 1000}.')
     known = {field.name for field in dataclasses.fields(settings_class)}
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), 1)
-            raise UserError(f"{path} has the unknown setting {key!r}.",
+            raise UserError(f"{where} has the unknown setting {key!r}.",
                             f"Did you mean {near[0]!r}?" if near else f"Known settings: {', '.join(sorted(known))}.")
     hints = typing.get_type_hints(settings_class)
     values = {key: _with_paths(value, hints[key]) for key, value in values.items()}
-    missing = [f.name for f in dataclasses.fields(settings_class) if f.name not in values and f.default is dataclasses.MISSING]
+    missing = [f.name for f in dataclasses.fields(settings_class)
+               if f.name not in values and f.default is f.default_factory is dataclasses.MISSING]
     if missing:
         import tyro
 

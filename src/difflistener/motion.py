@@ -31,6 +31,12 @@ MAX_GAP_FRAMES = 12
 FLAME_BASES = ("flame2020", "flame2023", "flame2023-open")
 
 
+def from_flame(values: np.ndarray) -> np.ndarray:
+    """Motion [T, 56] from FLAME's expression, rotation and jaw as trackers store them: FLAME's y points up and its z at the
+    camera, so what turns about them turns about ours the other way."""
+    return values * np.array([1] * NUM_EXPRESSION + [1, -1, -1] * 2, values.dtype)
+
+
 @dataclass(frozen=True)
 class Motion:
     """One person's motion. Raises `ValueError` where shapes disagree or a number is not finite.

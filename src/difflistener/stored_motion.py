@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from difflistener.errors import UserError
-from difflistener.motion import NUM_EXPRESSION, NUM_MOTION, check_finite
+from difflistener.motion import NUM_EXPRESSION, NUM_MOTION, check_finite, from_flame
 
 
 def load_motion(path: Path, basis: str) -> np.ndarray:
@@ -40,7 +40,7 @@ def _of_clip(path: Path, basis: str) -> np.ndarray:
 
 
 def read_track(path: Path) -> np.ndarray:
-    """Motion [T, 56] float32 of an .npz with exp [T, 50] and pose [T, 6]. Raises `UserError` naming what is wrong and where."""
+    """Motion [T, 56] float32 of an .npz with FLAME's exp [T, 50] and pose [T, 6], in our axes. Raises `UserError` naming what is wrong and where."""
     remedy = "It should be an .npz with exp [T,50] and pose [T,6] (rotation, jaw) at 25 fps."
     if not path.is_file():
         raise UserError(f"There is no file at {path}.", remedy)
@@ -60,7 +60,7 @@ def read_track(path: Path) -> np.ndarray:
     bad = ~np.isfinite(motion).all(1)
     if bad.any():
         raise UserError(f"{path} is not finite at frame {int(np.flatnonzero(bad)[0])}.", "Repair or cut the track.")
-    return motion
+    return from_flame(motion)
 
 
 def load_stored(path: Path, columns: int, what: str) -> np.ndarray:

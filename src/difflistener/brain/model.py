@@ -203,40 +203,10 @@ class Brain(nn.Module):
         Raises:
             UserError: a wrong number of dimensions or frames, NaN, or steps out of range.
         """
-        num_steps = self.num_steps(num_steps)
-        check_sampling(num_steps, seed, [sample])
-        self.check_speaker(audio, expression, expression_valid)
-        self._check_motion(start, "start motion")
-        config = self.config
-        if config.network == "dit":
-            batch = {name: None if value is None else value[None]
-                     for name, value in {"start": start, "expression": expression, "expression_valid": expression_valid}.items()}
-            manner = {name: value[None] if isinstance(value, Tensor) else value for name, value in manner.items()}
-            return self.generate_many(audio[None], samples=[sample], num_steps=num_steps, seed=seed, **batch, **manner)[0]
-        if manner:
-            raise UserError(f"A brain of network {config.network} has no {' and no '.join(manner)}.",
-                            "Train one with --network dit.")
-        home, device = audio.device, self.motion.mean.device
-        num_frames = len(audio)
-        if expression is not None and expression_valid is None:
-            expression_valid = torch.ones(num_frames)
-        motion = torch.empty(num_frames, NUM_MOTION)
-        past = torch.zeros(0, NUM_MOTION) if start is None else start[-config.history :].float().cpu()
-        for first in range(0, num_frames, config.block):
-            rows = torch.arange(first + config.block - config.context, first + config.block)
-            condition = self.condition(
-                audio=_rows(audio, rows)[None].to(device),
-                audio_present=((rows >= 0) & (rows < num_frames)).float()[None].to(device),
-                expression=_rows(expression, rows, NUM_EXPRESSION)[None].to(device),
-                expression_present=_rows(expression_valid, rows)[None].to(device),
-                history=_recent(past, config.history)[None].to(device),
-                history_present=torch.tensor([float(len(past) > 0)], device=device),
-            )
-            noise = self.block_noise(seed, sample, first // config.block).to(device)
-            block = self.react(condition, noise, num_steps)[0].cpu()
-            motion[first : first + config.block] = block[: num_frames - first]
-            past = torch.cat([past, block])[-config.history :]
-        return motion.to(home)
+        batch = {name: None if value is None else value[None]
+                 for name, value in {"start": start, "expression": expression, "expression_valid": expression_valid}.items()}
+        manner = {name: value[None] if isinstance(value, Tensor) else value for name, value in manner.items()}
+        return self.generate_many(audio[None], samples=[sample], num_steps=num_steps, seed=seed, **batch, **manner)[0]
 
     @torch.no_grad()
     def generate_many(
@@ -248,22 +218,56 @@ class Brain(nn.Module):
         seed: int = 0,
         samples: Sequence[int] | None = None,
         expression_valid: Tensor | None = None,  # [B, T]
-        fixed: Tensor | None = None,  # [B, T, 56]
-        anchor: Tensor | None = None,  # [B, n, 56]
         **manner,
     ) -> Tensor:  # [B, T, 56]
-        """B reactions of a dit side by side, all else as in `generate`; row b is reaction number `samples[b]` (0..B-1).
+        """B reactions side by side, all else as in `generate`; row b is reaction number `samples[b]` (0..B-1).
 
         Each is the same as alone but for rounding.
         """
+        num_steps = self.num_steps(num_steps)
+        samples = list(range(len(audio)) if samples is None else samples)
+        check_sampling(num_steps, seed, samples)
         for b in range(len(audio)):
             self.check_speaker(audio[b], *(None if x is None else x[b] for x in (expression, expression_valid)))
-        for name, motion in (("start motion", start), ("style clip", anchor)):
+        for name, motion in (("start motion", start), ("style clip", manner.get("anchor"))):
             for one in () if motion is None else motion:
                 self._check_motion(one, name)
-        streams = Streams(self, seed, range(len(audio)) if samples is None else samples, num_steps, start, anchor, **manner)
-        parts = [streams.push(audio, expression, expression_valid, fixed), streams.finish()]
-        return torch.cat(parts, 1).to(audio.device)
+        if self.config.network == "dit":
+            fixed = manner.pop("fixed", None)
+            streams = Streams(self, seed, samples, num_steps, start, **manner)
+            return torch.cat([streams.push(audio, expression, expression_valid, fixed), streams.finish()], 1).to(audio.device)
+        if manner:
+            raise UserError(f"A brain of network {self.config.network} has no {' and no '.join(manner)}.",
+                            "Train one with --network dit.")
+        return self._generate_blocks(audio, expression, start, num_steps, seed, samples, expression_valid)
+
+    def _generate_blocks(self, audio: Tensor, expression: Tensor | None, start: Tensor | None, num_steps: int, seed: int,
+                         samples: list[int], expression_valid: Tensor | None) -> Tensor:
+        """`generate_many` of a network that makes one block after another from the last frames of its own."""
+        config, home, device = self.config, audio.device, self.motion.mean.device
+        size, num_frames = audio.shape[:2]
+        audio = audio.float().cpu()
+        if expression is None:
+            expression, seen = torch.zeros(size, num_frames, NUM_EXPRESSION), torch.zeros(size, num_frames)
+        else:
+            seen = torch.ones(size, num_frames) if expression_valid is None else expression_valid.float().cpu()
+            expression = expression.float().cpu()
+        motion = torch.empty(size, num_frames, NUM_MOTION)
+        past = torch.zeros(size, 0, NUM_MOTION) if start is None else start[:, -config.history :].float().cpu()
+        for first in range(0, num_frames, config.block):
+            rows = torch.arange(first + config.block - config.context, first + config.block)
+            inside = ((rows >= 0) & (rows < num_frames)).float()
+            condition = self.condition(
+                audio=_rows(audio, rows).to(device), audio_present=inside.expand(size, -1).to(device),
+                expression=_rows(expression, rows).to(device), expression_present=_rows(seen, rows).to(device),
+                history=_recent(past, config.history).to(device),
+                history_present=torch.full((size,), float(past.shape[1] > 0), device=device),
+            )
+            noise = torch.cat([self.block_noise(seed, sample, first // config.block) for sample in samples]).to(device)
+            block = self.react(condition, noise, num_steps).cpu()
+            motion[:, first : first + config.block] = block[:, : num_frames - first]
+            past = torch.cat([past, block], 1)[:, -config.history :]
+        return motion.to(home)
 
     def num_steps(self, given: int | None) -> int:
         """Steps of generation, the brain's own where none are `given`. Raises `UserError` for others of a distilled brain."""
@@ -389,20 +393,18 @@ def _check_finite(value: Tensor, name: str) -> None:
         raise UserError(f"The {name} are not finite at frame {frame}.", "Prepare the input again.")
 
 
-def _rows(array: Tensor | None, rows: Tensor, width: int | None = None) -> Tensor:
-    """`array[rows]` as float32 on the CPU, zero where a row lies outside or there is no array."""
-    if array is None:
-        return torch.zeros(len(rows), width) if width else torch.zeros(len(rows))
-    taken = array[rows.clamp(0, len(array) - 1).to(array.device)].float().cpu()
-    taken[(rows < 0) | (rows >= len(array))] = 0
+def _rows(array: Tensor, rows: Tensor) -> Tensor:
+    """`array[:, rows]` of [B, T, ...], zero where a row lies outside."""
+    taken = array[:, rows.clamp(0, array.shape[1] - 1)]
+    taken[:, (rows < 0) | (rows >= array.shape[1])] = 0
     return taken
 
 
 def _recent(past: Tensor, history: int) -> Tensor:
-    """The last `history` rows of `past` [n, 56], the earliest repeated where there are fewer; zeros where none."""
-    if len(past) == 0:
-        return torch.zeros(history, NUM_MOTION)
-    return torch.cat([past[:1].expand(max(history - len(past), 0), -1), past[-history:]])
+    """The last `history` rows of `past` [B, n, 56], the earliest repeated where there are fewer; zeros where none."""
+    if past.shape[1] == 0:
+        return torch.zeros(len(past), history, NUM_MOTION)
+    return torch.cat([past[:, :1].expand(-1, max(history - past.shape[1], 0), -1), past[:, -history:]], 1)
 
 
 def _card(config: BrainConfig, training: dict[str, Any]) -> str:

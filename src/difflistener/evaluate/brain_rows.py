@@ -90,12 +90,10 @@ def brain_row(brain: Brain, num_steps: int | None, tell: bool, **guidance: float
         device = brain.motion.mean.device
         audio = torch.from_numpy(np.array(scene.audio, np.float32)).to(device)
         face = torch.from_numpy(np.array(scene.expression, np.float32)).to(device) if brain.config.uses_face else None
-        if is_told(brain):
-            manner = guidance | ({"attitude": scene.attitude} if tell else {})
-            return brain.generate_many(audio.expand(num, -1, -1), None if face is None else face.expand(num, -1, -1),
-                                       num_steps=num_steps, seed=seed, **manner).cpu().numpy()
+        manner = guidance | ({"attitude": scene.attitude} if tell and is_told(brain) else {})
         num = num if brain.network.is_diffusion else 1
-        return np.stack([brain.generate(audio, face, num_steps=num_steps, seed=seed, sample=k, **guidance).cpu().numpy() for k in range(num)])
+        return brain.generate_many(audio.expand(num, -1, -1), None if face is None else face.expand(num, -1, -1),
+                                   num_steps=num_steps, seed=seed, **manner).cpu().numpy()
 
     return react
 

@@ -5,6 +5,8 @@ the mean, variance favours noise. Knows nothing of brains or files.
 Axes: K samples of one reaction, W windows, T frames at 25 fps, D = 56 motion or any other number of channels.
 """
 
+import math
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +34,7 @@ def balanced(motion: np.ndarray, std: np.ndarray) -> np.ndarray:
 def cut_windows(motion: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     """Windows [..., W, length * D] of motion [..., T, D] that begin at frames `starts` [W]."""
     rows = motion[..., starts[:, None] + np.arange(length), :]
-    return rows.reshape(*rows.shape[:-2], -1)
+    return rows.reshape(*rows.shape[:-2], length * motion.shape[-1])
 
 
 def distances(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -81,18 +83,61 @@ def _log_choose(n, k):
     return np.where(n < k, -np.inf, value)
 
 
-def frechet(first: np.ndarray, second: np.ndarray) -> float:
-    """Frechet distance |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) of the Gaussians of frames [N, D] and [M, D] (Dowson &
-    Landau 1982), covariances with ddof 1.
+class Moments:
+    """Number, mean [D] and covariance [D, D] of frames that come in pieces; memory does not grow with their number.
+
+    Holds a triangular factor of the scatter instead of the scatter: a QR decomposition for every piece loses nothing
+    where the covariance is singular, and a piece's mean enters as one more row (Chan, Golub & LeVeque 1983).
+    """
+
+    def __init__(self, *pieces: np.ndarray):
+        self.count, self.mean, self._rows = 0, 0.0, []
+        for piece in pieces:
+            self.add(piece)
+
+    def add(self, frames: np.ndarray) -> None:
+        """Take in frames [N, D]."""
+        if not len(frames):
+            return
+        mean = frames.mean(0, dtype=np.float64)
+        count = self.count + len(frames)
+        if self.count:
+            self._rows.append(np.sqrt(self.count * len(frames) / count) * (mean - self.mean)[None])
+        self._rows.append(frames - mean)
+        self.mean = self.mean + (mean - self.mean) * (len(frames) / count)
+        self.count = count
+        if sum(map(len, self._rows)) > 3 * frames.shape[1]:
+            self._compress()
+
+    def _compress(self) -> None:
+        self._rows = [np.linalg.qr(np.concatenate(self._rows), mode="r")]
+
+    @property
+    def factor(self) -> np.ndarray:
+        """R [at most D, D] with R^T R the covariance (ddof 1). Raises `ValueError` for fewer than two frames."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs two frames, not {self.count}")
+        if len(self._rows) > 1 or len(self._rows[0]) > self._rows[0].shape[1]:
+            self._compress()
+        return self._rows[0] / np.sqrt(self.count - 1)
+
+
+def frechet(first: np.ndarray | Moments, second: np.ndarray | Moments) -> float:
+    """Frechet distance |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) of the Gaussians of frames [N, D] and [M, D], or of their
+    moments (Dowson & Landau 1982), covariances with ddof 1.
 
     tr (S1 S2)^1/2 is the nuclear norm of X1 X2^T / sqrt((N-1)(M-1)) with X the centred frames, here through the
-    triangular factors of X1 and X2: exact where covariances are singular.
+    triangular factors of X1 and X2: exact where covariances are singular, never complex. Rounding below zero is cut off.
     """
-    means = [frames.mean(0, dtype=np.float64) for frames in (first, second)]
-    factors = [np.linalg.qr(frames - mean, mode="r") / np.sqrt(len(frames) - 1) for frames, mean in zip((first, second), means)]
-    cross = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()
-    trace = sum((factor**2).sum() for factor in factors)
-    return max(float(((means[0] - means[1]) ** 2).sum() + trace - 2 * cross), 0.0)
+    first, second = (frames if isinstance(frames, Moments) else Moments(frames) for frames in (first, second))
+    cross = np.linalg.svd(first.factor @ second.factor.T, compute_uv=False).sum()
+    trace = (first.factor**2).sum() + (second.factor**2).sum()
+    return max(float(((first.mean - second.mean) ** 2).sum() + trace - 2 * cross), 0.0)
+
+
+def variance(motion: np.ndarray) -> np.ndarray:
+    """[D] Variance over time of motion [T, D], ddof 0; exactly 0 for what stands still, whose rounded mean may be off it."""
+    return np.where(np.ptp(motion, 0) > 0, motion.var(0, dtype=np.float64), 0.0)
 
 
 def variance_ratio(generated: list[np.ndarray], truth: list[np.ndarray]) -> np.ndarray:
@@ -100,7 +145,11 @@ def variance_ratio(generated: list[np.ndarray], truth: list[np.ndarray]) -> np.n
 
     NaN where the truth does not move.
     """
-    made, true = (np.mean([clip.var(0, dtype=np.float64) for clip in clips], 0) for clips in (generated, truth))
+    return ratio(*(np.mean([variance(clip) for clip in clips], 0) for clips in (generated, truth)))
+
+
+def ratio(made: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """[D] made / true; NaN where `true` is 0."""
     return np.divide(made, true, out=np.full(len(true), np.nan), where=true > 0)
 
 
@@ -110,8 +159,11 @@ def jerk(motion: np.ndarray) -> np.ndarray:
 
 
 def spectrum(motion: np.ndarray) -> np.ndarray:
-    """[F, D] Welch's power density of motion [T, D]: Hann windows of 5 s, half overlapped, means taken off; no 0 Hz."""
-    return welch(motion, FPS, nperseg=min(SPECTRUM_FRAMES, len(motion)), axis=0)[1][1:]
+    """[F, D] Welch's power density of motion [T, D]: Hann windows of 5 s, half overlapped, means taken off; no 0 Hz.
+
+    Shorter motion is one window, filled up with zeros: the frequencies are the same for every length.
+    """
+    return welch(motion, FPS, nperseg=min(SPECTRUM_FRAMES, len(motion)), nfft=SPECTRUM_FRAMES, axis=0)[1][1:]
 
 
 def spectrum_distance(density: np.ndarray, truth: np.ndarray) -> float:
@@ -152,7 +204,7 @@ class ShiftTest(NamedTuple):
     shifted: float
     """Mean distance from the truth of another moment."""
     p: float
-    """Share of shifts that are no worse than none (never below 1 / (shifts + 1))."""
+    """Share of shifts that are no worse than none, itself among them."""
 
 
 def shift_test(costs: list[np.ndarray], shifts: int, generator: np.random.Generator) -> ShiftTest:
@@ -160,7 +212,8 @@ def shift_test(costs: list[np.ndarray], shifts: int, generator: np.random.Genera
 
     Generated motion depends on the speaker alone, so shifting the truth against it is shifting the speaker against the
     truth. Each of `shifts` draws shifts every clip by a number of windows of its own, around its end, by at least two:
-    next neighbours overlap in cause. p is that of a permutation test, (1 + count) / (1 + shifts).
+    next neighbours overlap in cause. p is that of a permutation test, (1 + count) / (1 + shifts). Where there are no more
+    than `shifts` ways to shift, each is taken once: a single short clip proves little.
 
     Args:
         costs: for each clip [W, W], the distance of generated window w from true window v. Clips of fewer than four
@@ -171,11 +224,14 @@ def shift_test(costs: list[np.ndarray], shifts: int, generator: np.random.Genera
         return ShiftTest(float("nan"), float("nan"), float("nan"))
     total = sum(map(len, costs))
     shifted = [np.array([np.roll(cost, -shift, 1).trace() for shift in range(2, len(cost) - 1)]) for cost in costs]
-    null = sum(values[generator.integers(len(values), size=shifts)] for values in shifted) / total
+    if math.prod(map(len, shifted)) <= shifts:
+        null = reduce(np.add.outer, shifted).ravel() / total
+    else:
+        null = sum(values[generator.integers(len(values), size=shifts)] for values in shifted) / total
     aligned = sum(np.trace(cost) for cost in costs) / total
     # Rounding must not make a face that never moves differ from itself.
     as_good = null <= aligned + 1e-9 * abs(aligned)
-    return ShiftTest(float(aligned), float(null.mean()), float((1 + as_good.sum()) / (1 + shifts)))
+    return ShiftTest(float(aligned), float(null.mean()), float((1 + as_good.sum()) / (1 + len(null))))
 
 
 def paired_test(first: np.ndarray, second: np.ndarray, draws: int, generator: np.random.Generator) -> tuple[float, float]:

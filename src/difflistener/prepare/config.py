@@ -24,8 +24,10 @@ class Prepare:
     """One split-screen video of both people, instead of --speaker and --listener."""
     speaker_side: Literal["left", "right"] | None = None
     """Which half of --dyad shows the speaker."""
+    split: float = 0.5
+    """Where --dyad is divided: the share of its width that belongs to the person on the left."""
     listener_motion: Path | None = None
-    """Stored listener motion instead of a video: .npz with exp [T,50] and pose [T,6] (rotation, jaw) at 25 fps."""
+    """Stored listener motion instead of a video: .npz with exp [T,50] and pose [T,6] (rotation, jaw; FLAME's axes) at 25 fps."""
     motion_basis: str = "flame2020"
     """Which basis --listener-motion is in."""
     start: float = 0.0
@@ -34,6 +36,8 @@ class Prepare:
     """How much to take, in seconds. Default: all that both sides have."""
     basis: Path | None = None
     """Expression basis: a file of `difflistener basis`, or another clip. Default: fitted on the people of this clip."""
+    tracker: Literal["landmarks", "flame", "flame2020", "flame2023", "flame2023-open"] = "landmarks"
+    """What expression is written in: the landmark basis, or FLAME codes fitted with a model added by `difflistener assets add`."""
     audio: tuple[Literal["logmel", "wav2vec2"], ...] = ("logmel",)
     """Audio features to compute."""
     wav2vec2_model: str = "facebook/wav2vec2-base-960h"

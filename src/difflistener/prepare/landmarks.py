@@ -111,6 +111,31 @@ class FaceTracker:
         return [face / np.float32(scale) + np.array([left, top, 0], np.float32) for face in faces]
 
 
+class FaceFinder:
+    """Finds every face of single pictures: in the whole, and in overlapping squares along its longer side, where faces
+    are larger. Use as a context manager."""
+
+    def __init__(self):
+        self._mesh = _face_mesh(static=True, confidence=SEARCH_CONFIDENCE)
+
+    def __enter__(self) -> "FaceFinder":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._mesh.close()
+
+    def find(self, frame: np.ndarray) -> list[np.ndarray]:
+        """Landmarks [478, 3] float32 of each face in `frame` [H, W, 3] uint8 RGB; one face may come more than once."""
+        height, width = frame.shape[:2]
+        side = min(height, width)
+        count = 1 + int(np.ceil(2 * (max(height, width) / side - 1)))
+        faces = _faces(self._mesh, frame)
+        for left, top in np.linspace((0, 0), (width - side, height - side), count).astype(int) if count > 1 else ():
+            found = _faces(self._mesh, frame[top : top + side, left : left + side])
+            faces += [face + np.array([left, top, 0], np.float32) for face in found]
+        return faces
+
+
 def track_landmarks(frames: Iterable[np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Landmarks [T, 478, 3] float32 and valid [T] bool of `frames` (uint8 [H, W, 3] RGB); zeros where not valid.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from difflistener.assets import choose_flame, load_asset, read_header
 from difflistener.basis import LandmarkBasis, fit_basis
 from difflistener.clip import Clip, MaskWriter, sha256
 from difflistener.errors import UserError
@@ -27,6 +28,8 @@ from difflistener.progress import progress
 
 VIDEO_CRF = 8
 """Nearly lossless: the stored video is what a body learns from."""
+FLAME_MISFIT = 0.05
+"""Mean error of FLAME's landmarks, in inter-ocular distances, that is no fit."""
 TRACK_FILES = {"speaker": ("expression.npy", "rotation.npy", "eyes.npy", "translation.npy", "camera.json"),
                "listener": ("motion.npy", "eyes.npy", "translation.npy", "camera.json")}
 """What the motion stage makes of each role."""
@@ -36,10 +39,13 @@ def prepare(config: Prepare) -> dict:
     """Make the clip and return what it holds."""
     sources, planned = find_sources(config)
     basis = LandmarkBasis.load(config.basis) if config.basis else None
-    encoders = [_encoder(name, config) for name in config.audio]
+    encoders = [make_chosen_encoder(name, config) for name in config.audio]
     if not config.resume and any(source.role == "speaker" for source in sources):
         # Asking for the width loads the weights: that they are missing is said before hours of tracking.
         assert all(encoder.dim > 0 for encoder in encoders)
+    flame = choose_flame(config.tracker) if config.tracker != "landmarks" else None
+    if flame and (basis or config.listener_motion):
+        raise UserError(f"--tracker {config.tracker} does not go with --basis or --listener-motion.", "Leave one of them out.")
     if basis and config.listener_motion:
         warnings.warn("--basis is ignored: stored motion is in the basis that --motion-basis names.", stacklevel=2)
     with output_clip(config) as clip:
@@ -56,10 +62,10 @@ def prepare(config: Prepare) -> dict:
                     _video_stage(clip, source)
             if clip.has("listener", "landmarks.npy"):
                 _mask_stage(clip)
-            _motion_stage(clip, basis)
+            _motion_stage(clip, basis) if flame is None else _flame_stage(clip, flame)
         for source in sources:
             if source.role == "speaker":
-                _audio_stage(clip, source, encoders)
+                audio_stage(clip, source, encoders)
         _report_stage(clip)
         clip.check()
         summary = {"clip": str(config.out), "frames": clip.num_frames, "basis": clip.basis}
@@ -111,7 +117,7 @@ def _store_motion(clip: Clip, config: Prepare, count: int) -> None:
         return
     clip.write("listener", "motion", motion[:count], "import", settings)
     clip.write("listener", "valid", np.ones(count, bool), "import", settings)
-    _add_licence(clip, f"{config.motion_basis} motion from {config.listener_motion.name}: see the terms of its data set and of FLAME")
+    add_licence(clip, f"{config.motion_basis} motion from {config.listener_motion.name}: see the terms of its data set and of FLAME")
 
 
 def _landmark_stage(clip: Clip, source: Source, planned: int, config: Prepare) -> None:
@@ -125,7 +131,7 @@ def _landmark_stage(clip: Clip, source: Source, planned: int, config: Prepare) -
     points, valid = track_landmarks(frames, f"{source.path}{f' ({source.side} half)' if source.side else ''}")
     _warn_of_gaps(source, valid)
     points = fill_gaps(points, valid)
-    crop = choose_crop(points[valid], info.width // (2 if source.side else 1), info.height, config.size)
+    crop = choose_crop(points[valid], source.width(info.width), info.height, config.size)
     clip.set(num_frames=None)
     clip.write(source.role, "landmarks", crop.landmarks(points), "mediapipe face mesh", settings)
     clip.write(source.role, "valid", valid, "mediapipe face mesh", settings)
@@ -201,6 +207,48 @@ def _motion_stage(clip: Clip, given: LandmarkBasis | None) -> None:
                      {"reprojection_px": round(error, 3), "neck": follows[role].neck.tolist(), "torso_map": follows[role].torso_map.tolist()})
 
 
+def _flame_stage(clip: Clip, edition: str) -> None:
+    """Motion in FLAME's codes instead of the landmark basis; `rotation`, `translation` and camera.json's template in its axes."""
+    from dataclasses import replace
+
+    from difflistener.assets import EMBEDDING
+    from difflistener.flame import Flame, FlameLandmarks
+    from difflistener.prepare.face_points import gaze
+    from difflistener.prepare.flame_fit import fit_flame
+    from difflistener.prepare.posture import fit_follow
+
+    headers = {name: read_header(name) for name in (edition, EMBEDDING)}
+    model = None
+    clip.set(basis=edition)
+    (clip.path / "basis.safetensors").unlink(missing_ok=True)
+    add_licence(clip, f"{edition} codes: {headers[edition]['licence']}")
+    for role in clip.roles():
+        if not clip.has(role, "landmarks.npy"):
+            continue
+        settings = {"basis": edition, "assets": {name: header["source_sha256"] for name, header in headers.items()},
+                    "test_frames": clip.meta["test_frames"], "landmarks": clip.meta["roles"][role]["landmarks.npy"]["sha256"]}
+        if all(clip.is_current(role, name, settings) for name in (*TRACK_FILES[role], "neck.npy")):
+            continue
+        model = model or FlameLandmarks(Flame(load_asset(edition)), load_asset(EMBEDDING))
+        points, valid = np.array(clip.read(role, "landmarks")), np.array(clip.read(role, "valid"))
+        head = _fit_pose(clip, role)
+        track = fit_flame(model, points, valid, head, gaze(points, valid))
+        error = float(np.nanmean(track.reprojection_px))
+        if error > FLAME_MISFIT * head.pixels_per_unit:
+            warnings.warn(f"{role}: {edition} fits the landmarks badly, {error:.1f} px on average. Does the landmark embedding "
+                          "belong to this model?", stacklevel=2)
+        learned = valid & ~clip.is_test()
+        torso = np.array(clip.read(role, "torso"), np.float64)[learned] if clip.has(role, "torso.npy") else None
+        follow = fit_follow(track.rotation[learned], track.translation[learned], torso)
+        clip.write(role, "neck", track.neck.astype(np.float32), "flame fit", settings)
+        if role == "speaker":
+            clip.write(role, "jaw", track.jaw.astype(np.float32), "flame fit", settings)
+        fitted = {"reprojection_px": round(error, 3), "neck": follow.neck.tolist(), "torso_map": follow.torso_map.tolist(),
+                  "flame": {"shape": np.round(track.shape, 4).tolist(), "scale": track.scale, "origin": track.origin.tolist()}}
+        placed = replace(head, rotation=track.rotation, translation=track.translation, template=track.template)
+        _store_track(clip, role, placed, points, valid, track.expression.astype(np.float32), settings, fitted, track.jaw, "flame fit")
+
+
 def _placed(clip: Clip, role: str, track, frames=slice(None)):
     """Tracked rotation, translation and torso motion (None for a speaker) of some frames."""
     torso = np.array(clip.read(role, "torso"), np.float64)[frames] if clip.has(role, "torso.npy") else None
@@ -219,16 +267,16 @@ def _fit_pose(clip: Clip, role: str):
     return refine_with_flow(frames, track, points, valid)
 
 
-def _store_track(clip: Clip, role: str, track, points, valid, codes, settings: dict, fitted: dict) -> None:
+def _store_track(clip: Clip, role: str, track, points, valid, codes, settings: dict, fitted: dict,
+                 jaw: np.ndarray | None = None, producer: str = "landmark and flow fit") -> None:
     from difflistener.prepare.face_points import eye_closure, gaze
 
     rotation = fill_gaps(track.rotation.astype(np.float32), valid, is_rotation=True)
     translation = fill_gaps(track.translation.astype(np.float32), valid)
     codes = fill_gaps(codes, valid)
     eyes = np.concatenate([eye_closure(points, valid), gaze(points, valid)], 1).astype(np.float32)
-    producer = "landmark and flow fit"
     if role == "listener":
-        motion = np.concatenate([codes, rotation, np.zeros_like(rotation)], 1)
+        motion = np.concatenate([codes, rotation, np.zeros_like(rotation) if jaw is None else jaw.astype(np.float32)], 1)
         assert motion.shape[1] == NUM_MOTION
         clip.write(role, "motion", motion, producer, settings)
     else:
@@ -280,13 +328,13 @@ def _mask_stage(clip: Clip) -> None:
     clip.write("listener", "torso", motion, "prepare", settings)
 
 
-def _encoder(name: str, config: Prepare):
+def make_chosen_encoder(name: str, config: Prepare):
     from difflistener.prepare.audio import make_encoder
 
     return make_encoder(name, **({"model": config.wav2vec2_model} if name == "wav2vec2" else {}))
 
 
-def _audio_stage(clip: Clip, source: Source, encoders: list) -> None:
+def audio_stage(clip: Clip, source: Source, encoders: list) -> None:
     settings = source.settings(clip.num_frames)
     samples = None
     if not clip.is_current("speaker", "audio.wav", settings):
@@ -353,7 +401,7 @@ def _dump(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value) + "\n")
 
 
-def _add_licence(clip: Clip, entry: str) -> None:
+def add_licence(clip: Clip, entry: str) -> None:
     if entry not in clip.meta["licences"]:
         clip.set(licences=[*clip.meta["licences"], entry])
 

@@ -277,14 +277,14 @@ def _select(track: HeadTrack, frames: np.ndarray) -> HeadTrack:
 
 def _canonical(track: HeadTrack) -> HeadTrack:
     """The same track in the head frame's own axes, origin and unit."""
-    axes, origin, unit = _head_axes(track.template)
+    axes, origin, unit = head_axes(track.template)
     matrices = rotation_matrices(track.rotation)
     return replace(track, rotation=unwrap_rotation(_axis_angles(matrices @ axes)),
                    translation=(track.translation + matrices @ origin) / unit,
                    template=(track.template - origin) @ axes / unit)
 
 
-def _head_axes(shape: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+def head_axes(shape: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Axes (columns), origin and unit of the head frame, of a face [P, 3]: x across mirrored points, y in the plane of
     forehead top and chin."""
     across = (shape[MIRROR] - shape)[SIDED].sum(0)
@@ -302,12 +302,12 @@ def _mean_shape(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     sample = landmarks[np.linspace(0, len(landmarks) - 1, min(len(landmarks), 400)).astype(int)]
     shape = np.median(sample, axis=0)
     for _ in range(4):
-        axes, origin, unit = _head_axes(shape)
+        axes, origin, unit = head_axes(shape)
         shape = (shape - origin) @ axes / unit
         matrices, scale, centre, depth = _similarity(shape, sample, pose_weights(shape), with_depth=True)
         offset = np.concatenate([centre, depth[:, None]], 1)
         shape = _symmetrical(np.median((sample - offset[:, None]) @ matrices / scale[:, None, None], axis=0))
-    axes, origin, unit = _head_axes(shape)
+    axes, origin, unit = head_axes(shape)
     shape = (shape - origin) @ axes / unit
     return shape, *_similarity(shape, landmarks, pose_weights(shape))
 
@@ -315,7 +315,7 @@ def _mean_shape(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 def _symmetrical(shape: np.ndarray) -> np.ndarray:
     """`shape` [P, 3] made its own mirror image: a clip with little turning does not show which way a face is skewed in
     depth, and a skewed template would pass for a turned head."""
-    axes, origin, unit = _head_axes(shape)
+    axes, origin, unit = head_axes(shape)
     shape = (shape - origin) @ axes / unit
     return (shape + shape[MIRROR] * [-1, 1, 1]) / 2
 

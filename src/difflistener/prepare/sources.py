@@ -33,17 +33,23 @@ class Source:
     side: str | None
     start: float
     has_video: bool
+    split: float = 0.5
 
     def frames(self, count: int) -> Iterator[np.ndarray]:
         """At most `count` pictures [H, W, 3] uint8 at 25 fps."""
         for index, frame in enumerate(read_frames(self.path, self.start)):
             if index == count:
                 return
-            half = frame.shape[1] // 2
-            yield {None: frame, "left": frame[:, :half], "right": frame[:, -half:]}[self.side]
+            columns = self.width(frame.shape[1])
+            yield {None: frame, "left": frame[:, :columns], "right": frame[:, -columns:]}[self.side]
+
+    def width(self, whole: int) -> int:
+        """Columns of this side of a picture with `whole` columns."""
+        return int(whole * {None: 1, "left": self.split, "right": 1 - self.split}[self.side])
 
     def settings(self, count: int) -> dict:
-        return {"source": self.path.name, "sha256": sha256(self.path), "side": self.side, "start": self.start, "frames": count}
+        settings = {"source": self.path.name, "sha256": sha256(self.path), "side": self.side, "start": self.start, "frames": count}
+        return settings if self.split == 0.5 else settings | {"split": self.split}
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,13 @@ def find_sources(config: Prepare) -> tuple[list[Source], int]:
             raise UserError("--dyad shows both people; --speaker, --listener and --listener-motion do not go with it.", "Leave them out.")
         if config.speaker_side is None:
             raise UserError("--dyad needs --speaker-side.", "Say which half shows the speaker: --speaker-side left or right.")
+        if not 0 < config.split < 1:
+            raise UserError(f"--split is {config.split:g}.", "Give the share of the width that is left of the dividing line, such as 0.5.")
         other = {"left": "right", "right": "left"}[config.speaker_side]
         given = [("speaker", config.dyad, config.speaker_side), ("listener", config.dyad, other)]
     else:
-        if config.speaker_side is not None:
-            raise UserError("--speaker-side goes with --dyad.", "Give the split-screen video as --dyad.")
+        if config.speaker_side is not None or config.split != 0.5:
+            raise UserError("--speaker-side goes with --dyad, as does --split.", "Give the split-screen video as --dyad.")
         if config.listener and config.listener_motion:
             raise UserError("--listener and --listener-motion are both given.", "Give one of them.")
         given = [("speaker", config.speaker, None), ("listener", config.listener, None)]
@@ -119,7 +127,7 @@ def find_sources(config: Prepare) -> tuple[list[Source], int]:
             raise UserError(f"{path} has no sound; a listener reacts to what the speaker says.", "Give --speaker a file with sound.")
         if role == "listener" and not info.has_video:
             raise UserError(f"{path} has no pictures.", "Give --listener a video.")
-        sources.append(Source(role, path, side, config.start, info.has_video and config.listener_motion is None))
+        sources.append(Source(role, path, side, config.start, info.has_video and config.listener_motion is None, config.split))
         counts.append(num_frames(info.duration_s - config.start))
         if counts[-1] < 1:
             raise UserError(f"{path} ends at {info.duration_s:.2f} s, before --start {config.start:g}.", "Choose an earlier --start.")
