@@ -73,6 +73,7 @@ MISSING = {
     "evaluate motion": ["missing", "missing", "--preset", "dim", "--json", "out.json"],
     "experiment": ["missing.json", "--out", "out"],
     "import": ["missing", "--out", "clips"],
+    "generate": ["missing", "missing", "--out", "made"],
     "mine": ["missing.mp4", "--out", "mined"],
     "assets add": ["missing.pkl"],
     "export body": ["missing", "--out", "h.ply"],

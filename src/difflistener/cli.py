@@ -33,6 +33,7 @@ VERBS = {
     "experiment": ("difflistener.experiment.config:Experiment", "difflistener.experiment.run:experiment", "recipe -> trained, scored and reported rows: a paper's tables"),
     "export body": ("difflistener.export:ExportBody", "difflistener.export:export_body", "body -> .ply files for other viewers"),
     "view": ("difflistener.view:View", "difflistener.view:view", "a body in the browser, with sliders"),
+    "generate": ("difflistener.generate:Generation", "difflistener.generate:generate", "brain + clips -> motion of listeners, for evaluate motion"),
     "synthesize": ("difflistener.synthesize:Synthesis", "difflistener.synthesize:synthesize", "speaker + brain + body -> listener video"),
     "bench body": ("difflistener.bench_body:BodyBench", "difflistener.bench_body:bench_body", "measure how fast bodies render"),
     "bench listener": ("difflistener.bench:Bench", "difflistener.bench:bench", "measure brain, body and encoder end to end"),
