@@ -41,6 +41,8 @@ class BrainCells:
 
     def scores(self) -> Iterator[tuple[str, int, Cell]]:
         """(row, seed, cell) of each row of the recipe, then of the law and of what learns nothing, first seed only."""
+        from difflistener.evaluate.brain_rows import NOTES
+
         recipe = self.recipe
         asked = {"samples": recipe.samples, "test_clips": recipe.test_clips, "shifts": recipe.shifts, "preset": recipe.preset}
         for seed in recipe.seeds:
@@ -50,7 +52,7 @@ class BrainCells:
                 yield name, seed, self.cells.get("scores", f"{name} seed {seed}", settings,
                                                  lambda folder, brain=brain, row=row, seed=seed: self._score_brain(folder, brain, row, seed))
         seed = recipe.seeds[0]
-        for name in self.scorer.others:
+        for name in NOTES:
             settings = {"corpus": self.corpus.digest, "row": name, "seed": seed, **asked}
             yield name, seed, self.cells.get("scores", name, settings, lambda folder, name=name: self.scorer.score(folder, self.scorer.others[name], seed))
 
