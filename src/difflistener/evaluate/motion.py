@@ -121,13 +121,13 @@ def _print(figures: dict, notes: list[str]) -> None:
         table = {name: {metric: scores.get(metric, {}).get(group) for metric in shown} | {"note": NOTES[name]}
                  for name, scores in rows.items()}
         for first in range(0, len(shown), COLUMNS_OF_TABLE):
-            columns = {metric: (metric, _places([row[metric] for row in table.values()]))
+            columns = {metric: (metric, decimals([row[metric] for row in table.values()]))
                        for metric in shown[first : first + COLUMNS_OF_TABLE]}
             print(f"\n{group}")
             print_table(table, columns)
 
 
-def _places(values: list[float | None]) -> int:
+def decimals(values: list[float | None]) -> int:
     """Decimals that show four digits of the largest of `values`."""
     largest = max((abs(value) for value in values if value), default=1.0)
     return min(max(3 - math.floor(math.log10(largest)), 0), 8)

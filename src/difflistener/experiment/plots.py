@@ -29,7 +29,7 @@ def plot_quality(path: Path, trained: list[tuple[str, dict[str, Any]]], marks: d
         for axis, key, label in zip(axes[0], ("num_steps", "train_seconds"), ("steps of generation", "seconds of training")):
             for name in dict.fromkeys(name for name, _ in trained):
                 results = [result for row, result in trained if row == name]
-                axis.plot([result[key] for result in results], [result["energy"]["reaction"] for result in results], "o", label=name, alpha=0.8)
+                axis.plot([max(result[key], 0.1) for result in results], [result["energy"]["reaction"] for result in results], "o", label=name, alpha=0.8)
             for style, (name, result) in zip(("-", "--"), marks.items()):
                 axis.axhline(result["energy"]["reaction"], color="black", linewidth=0.8, linestyle=style, label=name)
             axis.set_xscale("log")

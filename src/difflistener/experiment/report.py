@@ -17,6 +17,7 @@ import numpy as np
 from difflistener import __version__
 from difflistener.clip import replacing, write_json
 from difflistener.evaluate.brain_rows import NOTES
+from difflistener.evaluate.motion import decimals
 from difflistener.experiment.cells import Cell
 from difflistener.experiment.config import Recipe
 from difflistener.experiment.plots import plot_examples, plot_quality, plot_strips
@@ -100,17 +101,22 @@ def _brain_table(rows: list[Row]) -> Table:
         Column("reaction, % over law", 1, "less", over_law("reaction")), Column("motion, % over law", 1, "less", over_law("motion")),
         Column("rate, off by", 3, "less", worst_rate), Column("delay, off by ms", 0, "less", worst_delay),
         *(Column(f"var {group}", 2, "one", lambda result, group=group: result["variance"][group]) for group in ("expression", "rotation", "jaw")),
-        Column("best of 1", 3, "less", lambda result: list(result["best_of"].values())[0]),
-        Column("best of K", 3, "less", lambda result: list(result["best_of"].values())[-1]),
+        Column("best of 1", 3, "none", lambda result: list(result["best_of"].values())[0]),
+        Column("best of K", 3, "none", lambda result: list(result["best_of"].values())[-1]),
         Column("shift p", 3, "none", lambda result: result["time_shift"]["motion"]["p"]),
         Column("silence p", 3, "none", lambda result: result["time_shift"]["motion in silence"]["p"]),
         Column("jerk", 2, "one", lambda result: result["jerk"]), Column("seam", 2, "one", lambda result: result["seam_largest"]),
     ]
     given = next(iter(found.values()))[0]["preset"]
-    columns += [Column(f"{metric} {group}", 3, "none", lambda result, metric=metric, group=group: result["preset"].get(metric, {}).get(group))
-                for metric, groups in given.items() for group, value in groups.items() if isinstance(value, float)]
+    for metric, groups in given.items():
+        for group in groups:
+            def score(result, metric=metric, group=group):
+                return result["preset"].get(metric, {}).get(group)
+
+            known = [value for results in found.values() for result in results if (value := score(result)) is not None]
+            columns.append(Column(f"{metric} {group}", decimals(known), "none", score))
     columns += [Column("train s", 0, "none", lambda result: result.get("train_seconds")),
-                Column("x real time", 1, "none", lambda result: result["times_real_time"])]
+                Column("x real time", 1, "none", lambda result: result["times_real_time"] if "train_seconds" in result else None)]
     text = ("Energy scores of 2 s windows (reaction: head pitch, smile and brows; motion: all 56 numbers), as excess over the perfect listener, "
             "who is told the attitude; the largest deviation of a rate or a delay of answers from the stated law; variance, jerk and largest "
             "seam against the truth (1 is right); p of the time-shift tests; then a published preset, which noise or a frozen face may win.")
