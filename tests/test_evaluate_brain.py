@@ -16,7 +16,7 @@ from difflistener.dataset import Pair, load_pairs
 from difflistener.errors import UserError
 from difflistener.evaluate.brain import _learned_from, evaluate_brain
 from difflistener.evaluate.brain_config import BrainEvaluation
-from difflistener.evaluate.brain_rows import COPIED, NearestSpeaker, Scene, baseline_rows, brain_row, law_rows
+from difflistener.evaluate.brain_rows import COPIED, BrainRow, NearestSpeaker, Scene, baseline_rows, law_rows, react
 from difflistener.evaluate.brain_scores import WARM_UP, WINDOW, drift_figures, score_row, silent_starts
 from difflistener.prepare.audio import LogMel
 from difflistener.toy.conversation import draw_listener, draw_speaker, perfect
@@ -206,10 +206,10 @@ def test_a_brain_row_is_generate(world):
     brain = Brain.from_pretrained(world / "brain")
     pair = load_pairs([world / "corpus/test/0000"], "logmel")[0]
     scene = Scene("one", pair.audio[:60], pair.expression[:60], None, "neutral", LAW, pair.motion[:60])
-    made = brain_row(brain, 2, True)(scene, 3, 5)
+    made = BrainRow(brain, 2, True)(scene, 3, 5)
     audio, face = (torch.from_numpy(np.array(feature)) for feature in (scene.audio, scene.expression))
     assert np.allclose(made[2], brain.generate(audio, face, num_steps=2, seed=5, sample=2).numpy(), atol=1e-5)
-    assert brain_row(Brain.from_pretrained(world / "regression"), 2, True)(scene, 3, 5).shape == (1, 60, 56)
+    assert BrainRow(Brain.from_pretrained(world / "regression"), 2, True)(scene, 3, 5).shape == (1, 60, 56)
 
 
 def test_a_dit_is_told_the_attitude_and_compared_with_the_law_that_knows_it(world, tmp_path):
@@ -220,9 +220,13 @@ def test_a_dit_is_told_the_attitude_and_compared_with_the_law_that_knows_it(worl
     pair = load_pairs([world / "corpus/test/0000"], "logmel")[0]
     scenes = [Scene("one", pair.audio[:60], pair.expression[:60], None, attitude, LAW, pair.motion[:60])
               for attitude in ATTITUDES]
-    told = [brain_row(brain, 2, True)(scene, 2, 5) for scene in scenes]
+    told = [BrainRow(brain, 2, True)(scene, 2, 5) for scene in scenes]
     assert told[0].shape == (2, 60, 56) and not np.allclose(told[0], told[1]) and not np.allclose(told[0][0], told[0][1])
-    untold = [brain_row(brain, 2, False)(scene, 2, 5) for scene in scenes]
+    short = Scene("short", pair.audio[:40], pair.expression[:40], None, "neutral", LAW, pair.motion[:40])
+    together = react(BrainRow(brain, 2, True), [*scenes, short], 2, 5, "react")
+    alone = [BrainRow(brain, 2, True)(scene, 2, 5 + number) for number, scene in enumerate([*scenes, short])]
+    assert all(np.allclose(one, other, atol=1e-4) for one, other in zip(together, alone)) and len(together[3][0]) == 40
+    untold = [BrainRow(brain, 2, False)(scene, 2, 5) for scene in scenes]
     assert np.array_equal(untold[0], untold[1])
     rows = evaluate(world, tmp_path / "scores", tmp_path / "dit", clips=1, beside=(f"mlp={world / 'brain'}",))["rows"]
     compared = [rows[name]["compared_with"] for name in ("brain", "mlp", "law", "noise")]

@@ -215,14 +215,14 @@ class Brain(nn.Module):
         expression: Tensor | None = None,  # [B, T, 50]
         start: Tensor | None = None,  # [B, n, 56]
         num_steps: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         samples: Sequence[int] | None = None,
         expression_valid: Tensor | None = None,  # [B, T]
         **manner,
     ) -> Tensor:  # [B, T, 56]
         """B reactions side by side, all else as in `generate`; row b is reaction number `samples[b]` (0..B-1).
 
-        Each is the same as alone but for rounding.
+        Each is the same as alone but for rounding. `seed`, and the attitude, may be one for all or B of them.
         """
         num_steps = self.num_steps(num_steps)
         samples = list(range(len(audio)) if samples is None else samples)
@@ -241,11 +241,12 @@ class Brain(nn.Module):
                             "Train one with --network dit.")
         return self._generate_blocks(audio, expression, start, num_steps, seed, samples, expression_valid)
 
-    def _generate_blocks(self, audio: Tensor, expression: Tensor | None, start: Tensor | None, num_steps: int, seed: int,
-                         samples: list[int], expression_valid: Tensor | None) -> Tensor:
+    def _generate_blocks(self, audio: Tensor, expression: Tensor | None, start: Tensor | None, num_steps: int,
+                         seed: int | Sequence[int], samples: list[int], expression_valid: Tensor | None) -> Tensor:
         """`generate_many` of a network that makes one block after another from the last frames of its own."""
         config, home, device = self.config, audio.device, self.motion.mean.device
         size, num_frames = audio.shape[:2]
+        seeds = [seed] * size if isinstance(seed, int) else list(seed)
         audio = audio.float().cpu()
         if expression is None:
             expression, seen = torch.zeros(size, num_frames, NUM_EXPRESSION), torch.zeros(size, num_frames)
@@ -263,7 +264,7 @@ class Brain(nn.Module):
                 history=_recent(past, config.history).to(device),
                 history_present=torch.full((size,), float(past.shape[1] > 0), device=device),
             )
-            noise = torch.cat([self.block_noise(seed, sample, first // config.block) for sample in samples]).to(device)
+            noise = torch.cat([self.block_noise(*key, first // config.block) for key in zip(seeds, samples)]).to(device)
             block = self.react(condition, noise, num_steps).cpu()
             motion[:, first : first + config.block] = block[:, : num_frames - first]
             past = torch.cat([past, block], 1)[:, -config.history :]

@@ -70,24 +70,29 @@ class Streams:
     The input is trusted: `Stream` and `Brain` check it.
 
     Args:
+        seed, attitude: one for all, or B of them.
         start: [B, n, 56] motion just before the first frame, or None.
         anchor: [B, n, 56] a style clip of each listener, or None; only its mean counts.
     """
 
-    def __init__(self, brain: Brain, seed: int, samples: Sequence[int], num_steps: int | None, start: Tensor | None = None,
-                 anchor: Tensor | None = None, attitude: str | None = None, audio_guidance: float | None = None,
+    def __init__(self, brain: Brain, seed: int | Sequence[int], samples: Sequence[int], num_steps: int | None,
+                 start: Tensor | None = None, anchor: Tensor | None = None,
+                 attitude: str | None | Sequence[str | None] = None, audio_guidance: float | None = None,
                  face_guidance: float | None = None):
         if brain.config.network != "dit":
             raise UserError(f"A brain of network {brain.config.network} does not stream.", "Train one with --network dit.")
         num_steps = brain.num_steps(num_steps)
         check_sampling(num_steps, seed, samples)
-        if attitude is not None and attitude not in ATTITUDES:
-            raise UserError(f"There is no attitude {attitude!r}.", f"Use one of {', '.join(ATTITUDES)}, or none.")
-        self._brain, self._seed, self._samples = brain, seed, list(samples)
-        config, size = brain.config, len(self._samples)
+        config, size = brain.config, len(samples)
+        attitudes = [attitude] * size if attitude is None or isinstance(attitude, str) else list(attitude)
+        for one in attitudes:
+            if one is not None and one not in ATTITUDES:
+                raise UserError(f"There is no attitude {one!r}.", f"Use one of {', '.join(ATTITUDES)}, or none.")
+        self._brain, self._samples = brain, list(samples)
+        self._seeds = [seed] * size if isinstance(seed, int) else list(seed)
         self._device = brain.motion.mean.device
         self._hop, self._context = config.block, config.context
-        self._attitude = torch.full((size,), 0 if attitude is None else 1 + ATTITUDES.index(attitude), device=self._device)
+        self._attitude = torch.tensor([0 if one is None else 1 + ATTITUDES.index(one) for one in attitudes], device=self._device)
         self._anchor = brain.anchor_state(anchor, size)
         self._anchor_present = torch.full((size,), float(anchor is not None), device=self._device)
         audio = config.audio_guidance if audio_guidance is None else audio_guidance
@@ -144,7 +149,7 @@ class Streams:
 
     def _next(self, scene: Scene, fixed: Tensor) -> Tensor:
         """Motion [B, K, 56], real units, of the next hop."""
-        noise = torch.cat([block_noise(self._hop, self._seed, sample, self._hops) for sample in self._samples])
+        noise = torch.cat([block_noise(self._hop, seed, sample, self._hops) for seed, sample in zip(self._seeds, self._samples)])
         self._hops += 1
         given = ~fixed.isnan().any(-1)
         state = self._brain.state(fixed.nan_to_num().to(self._device), self._anchor) if given.any() else None
@@ -285,9 +290,10 @@ def block_noise(frames: int, seed: int, sample: int, number: int) -> Tensor:
     return torch.randn(1, frames, NUM_MOTION, generator=keyed_generator(seed, sample, number))
 
 
-def check_sampling(num_steps: int, seed: int, samples: Sequence[int]) -> None:
+def check_sampling(num_steps: int, seed: int | Sequence[int], samples: Sequence[int]) -> None:
     """Raises `UserError` for DDIM steps out of range and negative seeds."""
     if not 1 <= num_steps <= MAX_STEPS:
         raise UserError(f"{num_steps} DDIM steps were asked for.", f"Use 1 to {MAX_STEPS}.")
-    if seed < 0 or min(samples) < 0:
-        raise UserError(f"Seed {seed} and sample {min(samples)} were asked for.", "Use numbers from 0 up.")
+    least = seed if isinstance(seed, int) else min(seed)
+    if least < 0 or min(samples) < 0:
+        raise UserError(f"Seed {least} and sample {min(samples)} were asked for.", "Use numbers from 0 up.")

@@ -30,7 +30,7 @@ from difflistener.errors import UserError
 from difflistener.evaluate.brain_config import BrainEvaluation
 from difflistener.evaluate.brain_plots import plot_best_of, plot_events, plot_fan
 from difflistener.evaluate.brain_report import print_brain_tables
-from difflistener.evaluate.brain_rows import NOTES, Row, Scene, baseline_rows, brain_row, is_told, law_rows
+from difflistener.evaluate.brain_rows import NOTES, BrainRow, Row, Scene, baseline_rows, is_told, law_rows, react
 from difflistener.evaluate.brain_scores import RowScore, drift_figures, score_row
 from difflistener.evaluate.report import check_output, plain
 from difflistener.metrics.motion import paired_test
@@ -58,15 +58,14 @@ def evaluate_brain(config: BrainEvaluation) -> dict:
     train = pairs[len(tests) :]
     moments = statistics(train, [(0, len(pair)) for pair in train])["motion"]
     scenes = [read_scene(pair) for pair in pairs[: len(tests)]]
-    rows: dict[str, Row] = {name: brain_row(brain, config.num_steps, config.attitude) for name, brain in brains.items()}
+    rows: dict[str, Row] = {name: BrainRow(brain, config.num_steps, config.attitude) for name, brain in brains.items()}
     rows |= law_rows() | baseline_rows(train, moments.mean)
     config.out.mkdir(parents=True, exist_ok=True)
 
     scores: dict[str, RowScore] = {}
     shown: dict[str, np.ndarray] = {}
     for name, row in rows.items():
-        made = [row(scene, config.samples, config.seed + number)
-                for number, (scene, _) in enumerate(progress(scenes, f"react {name}"))]
+        made = react(row, scenes, config.samples, config.seed, f"react {name}")
         scores[name] = score_row(scenes, made, moments.std, main.config.block, config.shifts, config.seed)
         shown[name] = made[0]
     figures = {

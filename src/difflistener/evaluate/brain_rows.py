@@ -14,6 +14,7 @@ import torch
 from difflistener.brain.model import Brain
 from difflistener.dataset import Pair
 from difflistener.motion import NUM_EXPRESSION, NUM_MOTION
+from difflistener.progress import progress
 from difflistener.toy.conversation import perfect
 from difflistener.toy.reactions import Law, Script, draw_script
 
@@ -23,6 +24,8 @@ COPIED = 50
 """Frames that the nearest neighbour copies at once."""
 HEARD = 10
 """Means over time in which a neighbour's speaker is compared."""
+SIDE_BY_SIDE = {"cpu": 48, "cuda": 512}
+"""Reactions that a brain generates at once."""
 NEIGHBOUR_WINDOWS = 12_000
 """Training windows to choose from, spread evenly: more do not fit comfortably into memory."""
 
@@ -82,20 +85,49 @@ def is_told(brain: Brain) -> bool:
     return brain.config.network == "dit"
 
 
-def brain_row(brain: Brain, num_steps: int | None, tell: bool, **guidance: float) -> Row:
+class BrainRow:
     """A brain as it is; it sees the face if it was trained to, and is told the attitude if it can be and `tell` says so.
     `guidance` is audio_guidance and face_guidance of `Brain.generate`, where other than the brain's own."""
 
-    def react(scene: Scene, num: int, seed: int) -> np.ndarray:
-        device = brain.motion.mean.device
-        audio = torch.from_numpy(np.array(scene.audio, np.float32)).to(device)
-        face = torch.from_numpy(np.array(scene.expression, np.float32)).to(device) if brain.config.uses_face else None
-        manner = guidance | ({"attitude": scene.attitude} if tell and is_told(brain) else {})
-        num = num if brain.network.is_diffusion else 1
-        return brain.generate_many(audio.expand(num, -1, -1), None if face is None else face.expand(num, -1, -1),
-                                   num_steps=num_steps, seed=seed, **manner).cpu().numpy()
+    def __init__(self, brain: Brain, num_steps: int | None, tell: bool, **guidance: float):
+        self.brain, self.num_steps, self.tell, self.guidance = brain, num_steps, tell, guidance
 
-    return react
+    def __call__(self, scene: Scene, num: int, seed: int) -> np.ndarray:
+        return self.many([scene], num, [seed])[0]
+
+    def many(self, scenes: list[Scene], num: int, seeds: list[int]) -> list[np.ndarray]:
+        """Reactions [K, T, 56] to scenes of one length side by side, each under a seed of its own."""
+        brain = self.brain
+        num = num if brain.network.is_diffusion else 1
+        rows = [(scene, seed, sample) for scene, seed in zip(scenes, seeds) for sample in range(num)]
+
+        def stack(name: str) -> torch.Tensor:
+            each = [torch.from_numpy(np.array(getattr(scene, name), np.float32)) for scene in scenes]
+            return torch.stack(each).repeat_interleave(num, 0).to(brain.motion.mean.device)
+
+        manner = self.guidance | ({"attitude": [scene.attitude for scene, _, _ in rows]} if self.tell and is_told(brain) else {})
+        motion = brain.generate_many(stack("audio"), stack("expression") if brain.config.uses_face else None, num_steps=self.num_steps,
+                                     seed=[seed for _, seed, _ in rows], samples=[sample for _, _, sample in rows], **manner)
+        return list(motion.unflatten(0, (len(scenes), num)).cpu().numpy())
+
+
+def react(row: Row, scenes: list[Scene], num: int, seed: int, label: str) -> list[np.ndarray]:
+    """Reactions [K, T, 56] of a row to every scene, number n under `seed` + n. Brains answer several scenes at once."""
+    most = max(SIDE_BY_SIDE[row.brain.motion.mean.device.type] // num, 1) if isinstance(row, BrainRow) else 1
+    chunks: list[list[int]] = []
+    for number, scene in enumerate(scenes):
+        if chunks and len(chunks[-1]) < most and len(scenes[chunks[-1][0]]) == len(scene):
+            chunks[-1].append(number)
+        else:
+            chunks.append([number])
+    made: list[np.ndarray] = []
+    for chunk, _ in progress(chunks, label):
+        seeds = [seed + number for number in chunk]
+        if isinstance(row, BrainRow):
+            made += row.many([scenes[number] for number in chunk], num, seeds)
+        else:
+            made.append(row(scenes[chunk[0]], num, seeds[0]))
+    return made
 
 
 class NearestSpeaker:

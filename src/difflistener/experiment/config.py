@@ -30,7 +30,7 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class BrainRow:
+class Asked:
     """A row of the brain table: a trained brain, and how it is asked."""
 
     brain: str
@@ -73,7 +73,7 @@ class Recipe:
     """Settings of `corpus`; without brains, none is drawn."""
     brains: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name -> settings of `train brain`."""
-    rows: dict[str, BrainRow] = field(default_factory=dict)
+    rows: dict[str, Asked] = field(default_factory=dict)
     """Row of the brain table -> which brain, and how it is asked. By default every brain as it is."""
     samples: int = 8
     """Reactions to each test conversation."""

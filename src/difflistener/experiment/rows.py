@@ -14,7 +14,7 @@ import numpy as np
 
 from difflistener.errors import UserError
 from difflistener.experiment.cells import Cell, Cells
-from difflistener.experiment.config import Bodies, BrainRow, Recipe
+from difflistener.experiment.config import Asked, Bodies, Recipe
 
 EXAMPLE = "example.npz"
 """Reactions [K, T, 56] to the first test conversation, delays of each question and errors of the best of K."""
@@ -70,13 +70,13 @@ class BrainCells:
         shutil.rmtree(folder / "brain" / "training_state", ignore_errors=True)
         return {"train_seconds": summary["seconds"], "steps": summary["steps"]}
 
-    def _score_brain(self, folder: Path, cell: Cell, row: BrainRow, seed: int) -> dict[str, Any]:
+    def _score_brain(self, folder: Path, cell: Cell, row: Asked, seed: int) -> dict[str, Any]:
         from difflistener.brain.model import Brain
-        from difflistener.evaluate.brain_rows import brain_row
+        from difflistener.evaluate.brain_rows import BrainRow
 
         brain = Brain.from_pretrained(cell.folder / "brain", self.device)
         manner = {name: value for name in ("audio_guidance", "face_guidance") if (value := getattr(row, name)) is not None}
-        result = self.scorer.score(folder, brain_row(brain, row.num_steps, True, **manner), seed, brain.config.block)
+        result = self.scorer.score(folder, BrainRow(brain, row.num_steps, True, **manner), seed, brain.config.block)
         return result | {"train_seconds": cell.result["train_seconds"], "brain": row.brain,
                          "num_steps": brain.num_steps(row.num_steps) if brain.network.is_diffusion else 1}
 
@@ -98,15 +98,15 @@ class Scorer:
 
     def score(self, folder: Path, row, seed: int, block: int = 2) -> dict[str, Any]:
         """Figures of a row, which turns a scene into reactions [K, T, 56]."""
+        from difflistener.evaluate.brain_rows import react
         from difflistener.evaluate.brain_scores import score_row
         from difflistener.evaluate.report import plain
         from difflistener.metrics.presets import PRESETS
         from difflistener.metrics.published import Sequence
         from difflistener.motion import FPS
-        from difflistener.progress import progress
 
         recipe, begun = self.recipe, time.monotonic()
-        made = [row(scene, recipe.samples, seed + number) for number, (scene, _) in enumerate(progress(self.scenes, "react"))]
+        made = react(row, self.scenes, recipe.samples, seed, "react")
         seconds = time.monotonic() - begun
         score = score_row(self.scenes, made, self.moments.std, block, recipe.shifts, seed)
         np.savez_compressed(folder / EXAMPLE, reactions=made[0], errors=score.errors,

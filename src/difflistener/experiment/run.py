@@ -9,7 +9,7 @@ from difflistener.clip import write_json
 from difflistener.device import resolve_device
 from difflistener.errors import UserError
 from difflistener.experiment.cells import Cells
-from difflistener.experiment.config import Bodies, BrainRow, Experiment, Recipe
+from difflistener.experiment.config import Asked, Bodies, Experiment, Recipe
 from difflistener.experiment.report import Finished, write_report
 from difflistener.experiment.rows import BrainCells, body_scores, check_rows
 
@@ -49,7 +49,7 @@ def load_recipe(path: Path) -> Recipe:
         if not isinstance(getattr(recipe, name), str):
             raise UserError(f"{path} has no {name}.", "Give it one; see recipes/experiment-quick.json.")
     rows = recipe.rows or {name: {"brain": name} for name in recipe.brains}
-    rows = {name: settings_from(BrainRow, values, f"{path}, row {name!r}") for name, values in rows.items()}
+    rows = {name: settings_from(Asked, values, f"{path}, row {name!r}") for name, values in rows.items()}
     bodies = None if recipe.bodies is None else settings_from(Bodies, recipe.bodies, f"{path}, bodies")
     recipe = replace(recipe, rows=rows, bodies=bodies)
     _check_settings(recipe, path)
