@@ -139,6 +139,16 @@ def test_clips_single_and_in_folders(data, capsys):
     assert set(whole["metrics"]["P-FD"]) == {"expression", "pose", "all"}
 
 
+def test_frames_in_which_nobody_was_tracked_are_told(tmp_path, capsys):
+    clip_at(tmp_path / "gap", 110, 1)
+    seen = np.ones(110, bool)
+    seen[20:27] = False
+    Clip.open(tmp_path / "gap").write("listener", "valid", seen, "test", {})
+    np.save(tmp_path / "made.npy", motion(110, 2))
+    evaluate_motion(MotionEvaluation(tmp_path / "made.npy", tmp_path / "gap", "vico-l1"))
+    assert "nobody was tracked" in (shown := capsys.readouterr().out) and "(7)" in shown
+
+
 def test_unequal_lengths_are_cut_and_told(data, capsys):
     save(data / "pred", "ben", motion(250, 1))
     save(data / "speaker", "anna", motion(125, 20))

@@ -70,6 +70,10 @@ def _admitted(matched: list[Matched], preset: Preset) -> tuple[list[Matched], li
     if uneven:
         done = "padded or cut to the truth" if preset.pads else "cut to the shortest, from the start"
         notes.append(f"{len(uneven)} of {len(matched)} sequences have unequal lengths and are {done}: {listed(uneven)}")
+    unseen = [f"{sequence.name} ({sequence.truth.unseen})" for sequence in matched if sequence.truth.unseen]
+    if unseen:
+        notes.append(f"{len(unseen)} of {len(matched)} true sequences have frames in which nobody was tracked; they are scored as "
+                     f"interpolated: {listed(unseen)}")
     kept = [sequence for sequence in matched if preset.admits(str(sequence.pred.path), sequence.frames(preset.pads))]
     if len(kept) < len(matched):
         skipped = [sequence.lengths() for sequence in matched if sequence not in kept]

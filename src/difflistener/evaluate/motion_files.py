@@ -4,7 +4,7 @@ Looks at shapes first; values are read one sequence at a time. Knows nothing of 
 Axes: K samples, T frames at 25 fps, D = 56 motion or 50 expression.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ class Stored:
     basis: str | None
     """Id of the basis, where it is a clip's."""
     shape: tuple[int, ...]
+    unseen: int = 0
+    """Frames in which a clip's tracker saw nobody: interpolated, and scored as they stand."""
 
     @property
     def frames(self) -> int:
@@ -134,7 +136,9 @@ def listed(names: list[str]) -> str:
 def _of_clip(path: Path, kind: str) -> Stored:
     clip = Clip.open(path, check=False)
     if kind != "speaker":
-        return _of_file(clip.file("listener", "motion.npy"), kind, clip.basis)
+        stored = _of_file(clip.file("listener", "motion.npy"), kind, clip.basis)
+        seen = clip.read("listener", "valid") if clip.has("listener", "valid.npy") else True
+        return replace(stored, unseen=int(np.count_nonzero(np.logical_not(seen))))
     name = "motion.npy" if clip.has("speaker", "motion.npy") else "expression.npy"
     return _of_file(clip.file("speaker", name), kind, clip.basis)
 
