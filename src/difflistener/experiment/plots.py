@@ -14,9 +14,14 @@ MOST_ROWS = 4
 STRIP_WIDTH = 1600
 
 
+def is_trained(result: dict[str, Any]) -> bool:
+    """Whether a row learned anything."""
+    return result.get("train_seconds") is not None
+
+
 def plot_examples(fan: Path, delays: Path, cells: dict[str, Cell]) -> None:
     """Reactions and delays of the trained rows, as many as there is room for, and of the law."""
-    trained = [name for name, cell in cells.items() if cell.result.get("train_seconds") is not None]
+    trained = [name for name, cell in cells.items() if is_trained(cell.result)]
     examples = {name: _example(cells[name]) for name in [*_spread_over(trained, MOST_ROWS), "law"]}
     plot_fan(fan, _example(cells["truth"])["reactions"][0], {name: example["reactions"] for name, example in examples.items()})
     plot_events(delays, {name: (cells[name].result["events"], {key.removeprefix("delays "): value for key, value in example.items()})
@@ -29,7 +34,8 @@ def plot_quality(path: Path, trained: list[tuple[str, dict[str, Any]]], marks: d
         for axis, key, label in zip(axes[0], ("num_steps", "train_seconds"), ("steps of generation", "seconds of training")):
             for name in dict.fromkeys(name for name, _ in trained):
                 results = [result for row, result in trained if row == name]
-                axis.plot([max(result[key], 0.1) for result in results], [result["energy"]["reaction"] for result in results], "o", label=name, alpha=0.8)
+                x, y = zip(*((max(result[key], 0.1), result["energy"]["reaction"]) for result in results))
+                axis.plot(x, y, "o", label=name, alpha=0.8)
             for style, (name, result) in zip(("-", "--"), marks.items()):
                 axis.axhline(result["energy"]["reaction"], color="black", linewidth=0.8, linestyle=style, label=name)
             axis.set_xscale("log")

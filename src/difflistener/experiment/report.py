@@ -20,7 +20,7 @@ from difflistener.evaluate.brain_rows import NOTES
 from difflistener.evaluate.motion import decimals
 from difflistener.experiment.cells import Cell
 from difflistener.experiment.config import Recipe
-from difflistener.experiment.plots import plot_examples, plot_quality, plot_strips
+from difflistener.experiment.plots import is_trained, plot_examples, plot_quality, plot_strips
 
 Row = tuple[str, int, Cell]
 
@@ -100,7 +100,8 @@ def _brain_table(rows: list[Row]) -> Table:
     columns = [
         Column("reaction, % over law", 1, "less", over_law("reaction")), Column("motion, % over law", 1, "less", over_law("motion")),
         Column("rate, off by", 3, "less", worst_rate), Column("delay, off by ms", 0, "less", worst_delay),
-        *(Column(f"var {group}", 2, "one", lambda result, group=group: result["variance"][group]) for group in ("expression", "rotation", "jaw")),
+        *(Column(f"var {group}", 2, "one", lambda result, group=group: result["variance"][group])
+          for group in ("expression", "rotation", "jaw")),
         Column("best of 1", 3, "none", lambda result: list(result["best_of"].values())[0]),
         Column("best of K", 3, "none", lambda result: list(result["best_of"].values())[-1]),
         Column("shift p", 3, "none", lambda result: result["time_shift"]["motion"]["p"]),
@@ -125,7 +126,7 @@ def _brain_table(rows: list[Row]) -> Table:
 
 def _body_table(rows: list[Row]) -> Table:
     found: dict[str, list[dict[str, Any]]] = {}
-    for name, seed, cell in rows:
+    for name, _, cell in rows:
         result, turned = cell.result, cell.result.get("large_poses") or {}
         common = {key: value for key, value in result.items() if not isinstance(value, dict)}
         found.setdefault(name, []).append(result["rows"]["tracked"] | common | {"turned": turned.get("body")})
@@ -158,7 +159,7 @@ def _spread(column: Column, results: list[dict[str, Any]]) -> list[float] | None
 
 def _best(table: Table, column: Column) -> float | None:
     """The best mean among what was trained."""
-    means = [spread[0] for results in table.rows.values() if results[0].get("train_seconds") is not None and (spread := _spread(column, results))]
+    means = [spread[0] for results in table.rows.values() if is_trained(results[0]) and (spread := _spread(column, results))]
     if not means or column.better == "none":
         return None
     return max(means) if column.better == "more" else min(means, key=lambda mean: abs(mean - 1)) if column.better == "one" else min(means)
@@ -175,7 +176,7 @@ def _cells(table: Table, bold: Callable[[str], str], spread_as: Callable[[str, s
                 line.append("-")
                 continue
             mean, least, most = (f"{value:.{column.places}f}" for value in spread)
-            shown = bold(mean) if top is not None and spread[0] == top and results[0].get("train_seconds") is not None else mean
+            shown = bold(mean) if top is not None and spread[0] == top and is_trained(results[0]) else mean
             line.append(shown if len(results) == 1 else spread_as(shown, least, most))
         lines.append(line)
     return lines
@@ -223,7 +224,8 @@ def _html(recipe: Recipe, tables: list[Table], pictures: dict[Path, str]) -> str
     for path, caption in pictures.items():
         kind = "jpeg" if path.suffix == ".jpg" else "png"
         data = base64.b64encode(path.read_bytes()).decode()
-        parts.append(f'<figure><img alt="{html.escape(caption)}" src="data:image/{kind};base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>')
+        caption = html.escape(caption)
+        parts.append(f'<figure><img alt="{caption}" src="data:image/{kind};base64,{data}"><figcaption>{caption}</figcaption></figure>')
     packages = f"difflistener {__version__}, " + ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scipy", "scikit-learn", "diffusers"))
     notes = "".join(f"<li>{html.escape(name)}: {html.escape(note)}</li>" for name, note in NOTES.items())
     settings = json.dumps({"corpus": recipe.corpus, "brains": recipe.brains, "rows": {name: vars(row) for name, row in recipe.rows.items()},
@@ -234,7 +236,7 @@ def _html(recipe: Recipe, tables: list[Table], pictures: dict[Path, str]) -> str
 
 
 def _html_row(line: list[str], results: list[dict[str, Any]]) -> str:
-    kind = "" if results[0].get("train_seconds") is not None else ' class="untrained"'
+    kind = "" if is_trained(results[0]) else ' class="untrained"'
     note = NOTES.get(line[0], "")
     first = f'<td title="{html.escape(note)}">{html.escape(line[0])}</td>'
     return f"<tr{kind}>{first}{''.join(f'<td>{cell}</td>' for cell in line[1:])}</tr>"
@@ -250,7 +252,7 @@ def _draw(out: Path, found: Finished) -> dict[Path, str]:
         plot_examples(out / "fan.png", out / "delays.png", first)
         pictures[out / "fan.png"] = "Reactions to the first test conversation over what its true listener did: head pitch, smile and brows."
         pictures[out / "delays.png"] = "How late causes are answered: histograms of all answers, and the stated law as a curve."
-        trained = [(name, cell.result) for name, _, cell in found.brains if cell.result.get("train_seconds") is not None]
+        trained = [(name, cell.result) for name, _, cell in found.brains if is_trained(cell.result)]
         plot_quality(out / "quality.png", trained, {name: first[name].result for name in ("law", "stranger") if name in first})
         pictures[out / "quality.png"] = "Energy score of reactions against steps of generation and against seconds of training; every point is a seed."
     shown = {}

@@ -6,7 +6,7 @@ Every figure comes from the code of `evaluate brain` and `evaluate body`; here i
 import shutil
 import time
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class BrainCells:
             if "distil" in given:
                 teacher = self.brain(given["distil"], seed)
                 settings["distil"], given["distil"] = teacher.digest, teacher.folder / "brain"
-            self.trained[name, seed] = self.cells.get("brain", f"{name} seed {seed}", settings, lambda folder: self._train(folder, given, seed))
+            self.trained[name, seed] = self.cells.get("brain", f"{name} seed {seed}", settings, partial(self._train, given=given, seed=seed))
         return self.trained[name, seed]
 
     def scores(self) -> Iterator[tuple[str, int, Cell]]:
@@ -49,12 +49,12 @@ class BrainCells:
             for name, row in recipe.rows.items():
                 brain = self.brain(row.brain, seed)
                 settings = {"brain": brain.digest, "row": vars(row), "seed": seed, **asked}
-                yield name, seed, self.cells.get("scores", f"{name} seed {seed}", settings,
-                                                 lambda folder, brain=brain, row=row, seed=seed: self._score_brain(folder, brain, row, seed))
+                compute = partial(self._score_brain, cell=brain, row=row, seed=seed)
+                yield name, seed, self.cells.get("scores", f"{name} seed {seed}", settings, compute)
         seed = recipe.seeds[0]
         for name in NOTES:
             settings = {"corpus": self.corpus.digest, "row": name, "seed": seed, **asked}
-            yield name, seed, self.cells.get("scores", name, settings, lambda folder, name=name: self.scorer.score(folder, self.scorer.others[name], seed))
+            yield name, seed, self.cells.get("scores", name, settings, partial(self._score_other, name=name, seed=seed))
 
     @cached_property
     def scorer(self) -> "Scorer":
@@ -79,6 +79,9 @@ class BrainCells:
         result = self.scorer.score(folder, BrainRow(brain, row.num_steps, True, **manner), seed, brain.config.block)
         return result | {"train_seconds": cell.result["train_seconds"], "brain": row.brain,
                          "num_steps": brain.num_steps(row.num_steps) if brain.network.is_diffusion else 1}
+
+    def _score_other(self, folder: Path, name: str, seed: int) -> dict[str, Any]:
+        return self.scorer.score(folder, self.scorer.others[name], seed)
 
 
 class Scorer:
@@ -111,7 +114,8 @@ class Scorer:
         score = score_row(self.scenes, made, self.moments.std, block, recipe.shifts, seed)
         np.savez_compressed(folder / EXAMPLE, reactions=made[0], errors=score.errors,
                             **{f"delays {name}": delays for name, delays in score.delays.items()})
-        given = PRESETS[recipe.preset].score((Sequence(samples, scene.truth, np.asarray(scene.expression), scene.name) for scene, samples in zip(self.scenes, made)), seed)
+        sequences = (Sequence(samples, scene.truth, np.asarray(scene.expression), scene.name) for scene, samples in zip(self.scenes, made))
+        given = PRESETS[recipe.preset].score(sequences, seed)
         frames = sum(samples.shape[0] * samples.shape[1] for samples in made)
         return plain({**score.figures, "preset": given, "times_real_time": frames / FPS / max(seconds, 1e-9)})
 
@@ -127,10 +131,10 @@ def body_scores(recipe: Recipe, bodies: Bodies, cells: Cells, device: str) -> It
     for seed in recipe.seeds:
         for name, given in bodies.train.items():
             settings = {"clip": known, "seed": seed, **given}
-            body = cells.get("body", f"{name} seed {seed}", settings, lambda folder, given=given, seed=seed: _train_body(folder, clip, given, seed, device))
-            settings = {"body": body.digest, **bodies.evaluate}
-            yield name, seed, cells.get("pictures", f"{name} seed {seed}", settings,
-                                        lambda folder, body=body: _score_body(folder, body, clip, bodies.evaluate, device))
+            train = partial(_train_body, clip=clip, given=given, seed=seed, device=device)
+            body = cells.get("body", f"{name} seed {seed}", settings, train)
+            score = partial(_score_body, body=body, clip=clip, given=bodies.evaluate, device=device)
+            yield name, seed, cells.get("pictures", f"{name} seed {seed}", {"body": body.digest, **bodies.evaluate}, score)
 
 
 def _draw(folder: Path, given: dict[str, Any], workers: int) -> dict[str, Any]:
@@ -146,7 +150,8 @@ def _film(folder: Path, bodies: Bodies) -> dict[str, Any]:
     from difflistener.toy import write_pair
 
     write_pair(folder / "videos", bodies.seconds, 0, bodies.size)
-    return prepare(Prepare(folder / "clip", listener=folder / "videos" / "listener.mp4", size=bodies.size, resume=(folder / "clip").exists()))
+    return prepare(Prepare(folder / "clip", listener=folder / "videos" / "listener.mp4", size=bodies.size,
+                           resume=(folder / "clip").exists()))
 
 
 def _train_body(folder: Path, clip: Path, given: dict[str, Any], seed: int, device: str) -> dict[str, Any]:

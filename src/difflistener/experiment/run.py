@@ -45,9 +45,8 @@ def experiment(config: Experiment) -> dict:
 def load_recipe(path: Path) -> Recipe:
     """Raises `UserError` for a file that is no recipe, unknown settings, and rows that cannot be."""
     recipe = read_recipe(Recipe, path)
-    for name in ("title",):
-        if not isinstance(getattr(recipe, name), str):
-            raise UserError(f"{path} has no {name}.", "Give it one; see recipes/experiment-quick.json.")
+    if not isinstance(recipe.title, str):
+        raise UserError(f"{path} has no title.", "Give it one; see recipes/experiment-quick.json.")
     rows = recipe.rows or {name: {"brain": name} for name in recipe.brains}
     rows = {name: settings_from(Asked, values, f"{path}, row {name!r}") for name, values in rows.items()}
     bodies = None if recipe.bodies is None else settings_from(Bodies, recipe.bodies, f"{path}, bodies")
@@ -96,4 +95,6 @@ def _claim(config: Experiment, recipe: Recipe) -> None:
 
 
 def _plain_bodies(recipe: Recipe) -> dict | None:
-    return None if recipe.bodies is None else {name: str(value) if isinstance(value, Path) else value for name, value in asdict(recipe.bodies).items()}
+    if recipe.bodies is None:
+        return None
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(recipe.bodies).items()}
