@@ -24,7 +24,7 @@ def plot_fan(path: Path, truth: np.ndarray, rows: dict[str, np.ndarray], script:
              "smile": lambda motion: read(motion[..., :50])["smile"],
              "brows": lambda motion: read(motion[..., :50])["brow"]}
     causes = (script.phrase_ends, script.smiles[:, 0], script.flashes[:, 0]) if script else ((), (), ())
-    with Axes(path, len(views), len(rows), (7 * len(rows), 7)) as axes:
+    with Axes(path, len(views), len(rows), (max(4 * len(rows), 14), 7)) as axes:
         for column, (name, motion) in enumerate(rows.items()):
             for row, ((label, view), times) in enumerate(zip(views.items(), causes)):
                 axis = axes[row, column]
