@@ -104,7 +104,7 @@ def scene(num_frames: int, noise_px: float = 0.0, seed: int = 0) -> Scene:
     shape[:10] = rng.normal(size=10)
     expression = np.zeros((num_frames, 50))
     expression[:, :12] = 1.2 * np.sin(2 * np.pi * rng.uniform(0.2, 1.5, 12) * time + rng.random(12) * 6.28)
-    jaw = np.column_stack([0.15 * (1 - np.cos(2 * np.pi * 0.8 * time[:, 0])), *np.zeros((2, num_frames))])
+    jaw = np.column_stack([0.15 * (1 - np.cos(2 * np.pi * 0.8 * time[:, 0])), 0.12 * np.sin(3 * time[:, 0]), np.zeros(num_frames)])
     rotation, translation = poses(num_frames, seed)
     gaze = 0.15 * np.sin(2 * np.pi * np.array([0.3, 0.2]) * time)
     eyes = np.column_stack([gaze[:, 1], -gaze[:, 0], 0 * gaze[:, 0]])

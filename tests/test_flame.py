@@ -212,6 +212,7 @@ def test_the_stage_writes_flame_motion(added, tmp_path, monkeypatch):
     assert "flame2023 codes" in clip.meta["licences"][0]
     np.testing.assert_array_equal(motion.valid, true.valid)
     assert degrees(motion.rotation, true.rotation)[true.valid].max() < 4 and np.abs(motion.jaw[:, 0]).max() > 0.2
+    assert degrees(motion.jaw * FLIP, true.jaw)[true.valid].mean() < 3, "in the axes of the rotation"
     camera = clip.read_json("listener", "camera.json")
     assert camera["reprojection_px"] < 0.5 and len(camera["flame"]["shape"]) == 100
     np.testing.assert_array_equal(clip.read("speaker", "expression"), motion.expression)

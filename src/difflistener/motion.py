@@ -6,7 +6,7 @@ Knows nothing of media, networks or pixels. Axes: T frames at 25 fps, D = 56 mot
 |-------|------------|-------------------------------------------------------------------------|
 | 0:50  | expression | coefficients in an expression basis, about unit variance                |
 | 50:53 | rotation   | head rotation, axis-angle, radians, OpenCV camera axes (x right, y down, z away) |
-| 53:56 | jaw        | jaw rotation, axis-angle, radians (zeros where the basis carries the jaw) |
+| 53:56 | jaw        | jaw rotation, axis-angle, radians, the same axes (zeros where the basis carries the jaw) |
 
 Zero rotation looks straight into the camera. Values are float32 and never stored normalised.
 """
@@ -31,10 +31,13 @@ MAX_GAP_FRAMES = 12
 FLAME_BASES = ("flame2020", "flame2023", "flame2023-open")
 
 
+FLIP = np.array([1.0, -1.0, -1.0])
+"""FLAME's axes to ours, of points and of axis-angles alike: its y points up and its z at the camera."""
+
+
 def from_flame(values: np.ndarray) -> np.ndarray:
-    """Motion [T, 56] from FLAME's expression, rotation and jaw as trackers store them: FLAME's y points up and its z at the
-    camera, so what turns about them turns about ours the other way."""
-    return values * np.array([1] * NUM_EXPRESSION + [1, -1, -1] * 2, values.dtype)
+    """Motion [T, 56] from FLAME's expression, rotation and jaw as trackers store them, in its axes."""
+    return values * np.concatenate([np.ones(NUM_EXPRESSION), FLIP, FLIP]).astype(values.dtype)
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,13 @@ from torch import Tensor
 
 from difflistener.flame import JAW, NECK, NUM_JOINTS, FlameLandmarks, rodrigues
 from difflistener.flame_file import NUM_SHAPE as FIRST_FACIAL
-from difflistener.motion import NUM_EXPRESSION, fill_gaps, unwrap_rotation
+from difflistener.motion import FLIP, NUM_EXPRESSION, fill_gaps, unwrap_rotation
 from difflistener.prepare.bundle import rotation_matrices
 from difflistener.prepare.expression import NOISE
 from difflistener.prepare.pose import LANDMARK_SCALE, HeadTrack, smooth_centres
 
 NUM_SHAPE = 100
 """Shape coefficients, of FLAME's 300: more do not show in some hundred landmarks."""
-FLIP = np.array([1.0, -1.0, -1.0])
-"""FLAME's axes to OpenCV's."""
 WIDTHS = {"expression": NUM_EXPRESSION, "jaw": 3, "neck": 3, "turn": 3, "shift": 3}
 """What moves, and how many numbers a frame each is."""
 UNITS = {"expression": 1.0, "jaw": 0.15, "neck": 0.1, "turn": 0.02, "shift": 0.02}

@@ -21,7 +21,7 @@ from difflistener.basis import LandmarkBasis, fit_basis
 from difflistener.clip import Clip, MaskWriter, sha256
 from difflistener.errors import UserError
 from difflistener.media import SAMPLES_PER_FRAME, VideoWriter, load_audio, num_frames, probe, read_frames, write_wav
-from difflistener.motion import FPS, NUM_MOTION, fill_gaps, runs
+from difflistener.motion import FLIP, FPS, NUM_MOTION, fill_gaps, runs
 from difflistener.prepare.config import FitBasis, Prepare
 from difflistener.prepare.sources import Crop, Source, choose_crop, find_sources, read_motion, test_frames
 from difflistener.progress import progress
@@ -242,11 +242,11 @@ def _flame_stage(clip: Clip, edition: str) -> None:
         follow = fit_follow(track.rotation[learned], track.translation[learned], torso)
         clip.write(role, "neck", track.neck.astype(np.float32), "flame fit", settings)
         if role == "speaker":
-            clip.write(role, "jaw", track.jaw.astype(np.float32), "flame fit", settings)
+            clip.write(role, "jaw", (FLIP * track.jaw).astype(np.float32), "flame fit", settings)
         fitted = {"reprojection_px": round(error, 3), "neck": follow.neck.tolist(), "torso_map": follow.torso_map.tolist(),
                   "flame": {"shape": np.round(track.shape, 4).tolist(), "scale": track.scale, "origin": track.origin.tolist()}}
         placed = replace(head, rotation=track.rotation, translation=track.translation, template=track.template)
-        _store_track(clip, role, placed, points, valid, track.expression.astype(np.float32), settings, fitted, track.jaw, "flame fit")
+        _store_track(clip, role, placed, points, valid, track.expression.astype(np.float32), settings, fitted, FLIP * track.jaw, "flame fit")
 
 
 def _placed(clip: Clip, role: str, track, frames=slice(None)):
