@@ -15,7 +15,7 @@ from pathlib import Path
 from difflistener import cli
 from difflistener.body.config import BodyTraining
 from difflistener.body.train import train_body
-from difflistener.checkpoint import read_header
+from difflistener.checkpoint import how_to_go_on, read_header
 from difflistener.evaluate.body import evaluate_body
 from difflistener.evaluate.config import BodyEvaluation
 
@@ -25,8 +25,7 @@ SHOWN = {"psnr": 2, "ssim": 4, "psnr_head": 2, "lpips": 4, "lmd_mouth": 2, "lmd_
 def train(clip: Path, out: Path, **settings) -> dict:
     """The training summary of the body at `out`, which is trained now if it is not there."""
     if not (out / "config.json").is_file():
-        begun = (out / "training_state" / "state.safetensors").is_file()
-        train_body(BodyTraining(clip, out, resume=begun, overwrite=out.exists() and not begun, **settings))
+        train_body(BodyTraining(clip, out, **how_to_go_on(out), **settings))
     return read_header(out)["training"]
 
 

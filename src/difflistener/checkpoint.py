@@ -173,6 +173,13 @@ def _is_ours(out: Path) -> bool:
 # Training state
 
 
+def how_to_go_on(directory: Path) -> dict[str, bool]:
+    """`resume` and `overwrite` for a training into `directory` that an interrupted run may have begun: what has no state
+    to go on from is replaced."""
+    begun = (directory / "training_state" / "state.safetensors").is_file()
+    return {"resume": begun, "overwrite": directory.exists() and not begun}
+
+
 def save_training_state(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write directory/training_state/state.safetensors; `state` (JSON values: step, seed, config) goes in its header.
 

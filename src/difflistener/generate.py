@@ -56,7 +56,7 @@ def generate(config: Generation) -> dict:
     import torch
 
     from difflistener.brain.model import Brain
-    from difflistener.clip import replacing
+    from difflistener.clip import Clip, replacing
     from difflistener.device import resolve_device
     from difflistener.progress import progress
 
@@ -68,9 +68,10 @@ def generate(config: Generation) -> dict:
     config.out.mkdir(parents=True, exist_ok=True)
     begun, frames = time.monotonic(), 0
     for (path, target), _ in progress(left, "generate", len(targets), len(targets) - len(left)):
-        given, fixed = _speaker(path, brain, config)
+        clip = Clip.open(path, check=False)
+        given, fixed = _speaker(clip, brain, config)
         motion = brain.generate_many(**{name: value.expand(config.samples, *value.shape) for name, value in given.items()},
-                                     num_steps=config.num_steps, seed=config.seed, **_manner(path, brain, config))
+                                     num_steps=config.num_steps, seed=config.seed, **_manner(clip, brain, config))
         motion = torch.cat([fixed.expand(config.samples, -1, -1), motion], 1).cpu().numpy()
         with replacing(target) as temporary, temporary.open("wb") as file:
             np.save(file, motion if config.samples > 1 else motion[0])
@@ -117,14 +118,12 @@ def _check(path: Path, brain) -> None:
                         "Prepare the clip in the basis that the brain was trained in.")
 
 
-def _speaker(path: Path, brain, config: Generation):
+def _speaker(clip, brain, config: Generation):
     """What is perceived, without the frames that are given: arguments of `Brain.generate`; and the given frames [n, 56]."""
     import numpy as np
     import torch
 
-    from difflistener.clip import Clip
-
-    clip, first = Clip.open(path, check=False), config.start_frames
+    first = config.start_frames
 
     def read(role: str, name: str):
         return torch.from_numpy(np.array(clip.read(role, name), np.float32))
@@ -132,7 +131,7 @@ def _speaker(path: Path, brain, config: Generation):
     audio, fixed = read("speaker", brain.config.audio), torch.zeros(0, 56)
     if first:
         if not clip.has("listener", "motion.npy") or len(audio) <= first:
-            raise UserError(f"The clip {path} has no {first} true frames to begin from.", "Give fewer --start-frames.")
+            raise UserError(f"The clip {clip.path} has no {first} true frames to begin from.", "Give fewer --start-frames.")
         fixed = read("listener", "motion")[:first]
     given = {"audio": audio[first:]} | ({"start": fixed} if first else {})
     if brain.config.uses_face and clip.has("speaker", "expression.npy"):
@@ -142,8 +141,6 @@ def _speaker(path: Path, brain, config: Generation):
     return given, fixed
 
 
-def _manner(path: Path, brain, config: Generation) -> dict[str, str]:
-    from difflistener.clip import Clip
-
-    attitude = Clip.open(path, check=False).meta.get("attitude")
+def _manner(clip, brain, config: Generation) -> dict[str, str]:
+    attitude = clip.meta.get("attitude")
     return {"attitude": attitude} if attitude and config.attitude and brain.config.network == "dit" else {}

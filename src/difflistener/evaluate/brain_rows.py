@@ -13,21 +13,14 @@ import torch
 
 from difflistener.brain.model import Brain
 from difflistener.dataset import Pair
+from difflistener.evaluate.motion_rows import COPIED, MIRROR_DELAY, NEIGHBOUR_WINDOWS, SEEN
 from difflistener.motion import NUM_EXPRESSION, NUM_MOTION
 from difflistener.progress import progress
 from difflistener.toy.conversation import perfect
 from difflistener.toy.reactions import Law, Script, draw_script
 
-MIRROR_DELAY = 12
-"""Frames by which the mirror follows the speaker: the law's mean delay."""
-COPIED = 50
-"""Frames that the nearest neighbour copies at once."""
-HEARD = 10
-"""Means over time in which a neighbour's speaker is compared."""
 SIDE_BY_SIDE = {"cpu": 48, "cuda": 512}
 """Reactions that a brain generates at once."""
-NEIGHBOUR_WINDOWS = 12_000
-"""Training windows to choose from, spread evenly: more do not fit comfortably into memory."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +152,7 @@ class NearestSpeaker:
 
 
 def _impression(audio: np.ndarray, expression: np.ndarray | None, start: int) -> np.ndarray:
-    """[HEARD, n] What `COPIED` frames from `start` sound and look like."""
+    """[SEEN, n] What `COPIED` frames from `start` sound and look like."""
     heard = np.asarray(audio[start : start + COPIED], np.float32)
     heard = np.pad(heard, ((0, COPIED - len(heard)), (0, 0)), mode="edge")
     groups = np.array_split(heard, 12, 1)
@@ -167,7 +160,7 @@ def _impression(audio: np.ndarray, expression: np.ndarray | None, start: int) ->
     if expression is not None:
         seen = np.asarray(expression[start : start + COPIED], np.float32)
         parts.append(np.pad(seen, ((0, COPIED - len(seen)), (0, 0)), mode="edge"))
-    return np.concatenate(parts, 1).reshape(HEARD, COPIED // HEARD, -1).mean(1)
+    return np.concatenate(parts, 1).reshape(SEEN, COPIED // SEEN, -1).mean(1)
 
 
 def _stranger(scene: Scene, num: int, seed: int) -> np.ndarray:

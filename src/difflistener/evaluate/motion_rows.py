@@ -15,13 +15,13 @@ from difflistener.evaluate.motion_files import find
 from difflistener.motion import NUM_EXPRESSION
 
 MIRROR_DELAY = 12
-"""Frames by which the mirror follows the speaker: 0.48 s."""
+"""Frames by which the mirror follows the speaker: 0.48 s, the mean delay of the corpus law."""
 COPIED = 50
 """Frames that the nearest neighbour copies at once."""
 SEEN = 10
 """Means over time in which a neighbour's speaker is compared."""
 NEIGHBOUR_WINDOWS = 12_000
-"""Training windows to choose from, spread evenly."""
+"""Training windows to choose from, spread evenly: more do not fit comfortably into memory."""
 
 Row = Callable[[np.ndarray, np.ndarray | None, int, np.random.Generator], np.ndarray]
 """Truth [T, 56], speaker [T, 50 or 56] or None, number of samples, generator -> motion [K, T, 56]; one sample where all

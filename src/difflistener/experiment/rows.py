@@ -63,10 +63,11 @@ class BrainCells:
     def _train(self, folder: Path, given: dict[str, Any], seed: int) -> dict[str, Any]:
         from difflistener.brain.config import BrainTraining
         from difflistener.brain.train import train_brain
+        from difflistener.checkpoint import how_to_go_on
         from difflistener.corpus import clips_of
 
         clips = tuple(clips_of(self.corpus.folder / "corpus", "train"))
-        summary = train_brain(BrainTraining(clips, folder / "brain", seed=seed, device=self.device, **_again(folder / "brain"), **given))
+        summary = train_brain(BrainTraining(clips, folder / "brain", seed=seed, device=self.device, **how_to_go_on(folder / "brain"), **given))
         shutil.rmtree(folder / "brain" / "training_state", ignore_errors=True)
         return {"train_seconds": summary["seconds"], "steps": summary["steps"]}
 
@@ -157,8 +158,9 @@ def _film(folder: Path, bodies: Bodies) -> dict[str, Any]:
 def _train_body(folder: Path, clip: Path, given: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
     from difflistener.body.config import BodyTraining
     from difflistener.body.train import train_body
+    from difflistener.checkpoint import how_to_go_on
 
-    summary = train_body(BodyTraining(clip, folder / "body", seed=seed, device=device, **_again(folder / "body"), **given))
+    summary = train_body(BodyTraining(clip, folder / "body", seed=seed, device=device, **how_to_go_on(folder / "body"), **given))
     shutil.rmtree(folder / "body" / "training_state", ignore_errors=True)
     return {"train_seconds": summary["train_seconds"], "images_per_s": summary["images_per_s"]}
 
@@ -169,12 +171,6 @@ def _score_body(folder: Path, body: Cell, clip: Path, given: dict[str, Any], dev
 
     figures = evaluate_body(BodyEvaluation(body.folder / "body", clip, folder / "scores", device=device, overwrite=True, **given))
     return {"rows": figures["rows"], "large_poses": figures.get("large_poses"), **body.result}
-
-
-def _again(out: Path) -> dict[str, bool]:
-    """How to go on with a training that an interrupted run may have begun."""
-    begun = (out / "training_state" / "state.safetensors").is_file()
-    return {"resume": begun, "overwrite": out.exists() and not begun}
 
 
 def check_rows(recipe: Recipe, where: Path) -> None:
