@@ -1,5 +1,7 @@
 """Clips -> windows: what a window holds, and that it crosses no gap."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -118,3 +120,14 @@ def test_no_run_long_enough(tmp_path):
     pair = load_pair(write_clip(tmp_path / "a", valid=np.arange(60) % 5 < 4), "logmel")
     with pytest.raises(UserError, match="longest has 4"):
         Windows(Frames([pair]), block=6, history=3, context=12)
+
+
+def test_clips_do_not_keep_their_files_open(tmp_path):
+    opened = lambda: len(list(Path("/proc/self/fd").iterdir()))
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc/self/fd to count open files")
+    paths = [write_clip(tmp_path / str(index), face=True) for index in range(20)]
+    before = opened()
+    pairs = load_pairs(paths, "logmel")
+    Frames(pairs)
+    assert opened() - before < len(paths) and pairs[3].motion[5:7][:, 0].tolist() == [5, 6]

@@ -112,6 +112,12 @@ class Clip:
     def basis(self) -> str | None:
         return self.meta["basis"]
 
+    @property
+    def digest(self) -> str:
+        """Of all that the clip holds, wherever it lies."""
+        held = {role: {file: entry["sha256"] for file, entry in files.items()} for role, files in self.meta["roles"].items()}
+        return hashlib.sha256(json.dumps([held, self.meta.get("test_frames")], sort_keys=True).encode()).hexdigest()[:12]
+
     def roles(self) -> list[str]:
         return [role for role in ROLES if self.meta["roles"].get(role)]
 

@@ -22,17 +22,34 @@ from difflistener.errors import UserError
 from difflistener.motion import NUM_EXPRESSION, NUM_MOTION, runs
 
 
+class Stored:
+    """A clip's feature [T, ...], opened only while rows are read: a process may have fewer files open than a data set holds."""
+
+    def __init__(self, clip: Clip, role: str, name: str):
+        self._read = lambda: clip.read(role, name)
+        self.shape: tuple[int, ...] = clip.read(role, name).shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        return np.array(self._read()[rows])
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self._read(), dtype)
+
+
 @dataclass(frozen=True)
 class Pair:
-    """One clip's speaker and listener, frame by frame."""
+    """One clip's speaker and listener, frame by frame. Arrays, or `Stored` ones."""
 
     path: Path
     basis: str
-    motion: np.ndarray  # [T, 56] of the listener
+    motion: np.ndarray | Stored  # [T, 56] of the listener
     valid: np.ndarray  # [T] bool, frames where the listener was seen
-    audio: np.ndarray  # [T, A] of the speaker
+    audio: np.ndarray | Stored  # [T, A] of the speaker
     audio_settings: dict  # of the encoder that made the feature
-    expression: np.ndarray | None  # [T, 50] of the speaker
+    expression: np.ndarray | Stored | None  # [T, 50] of the speaker
     expression_valid: np.ndarray  # [T] bool, all false without a speaker's face
 
     def __len__(self) -> int:
@@ -66,13 +83,13 @@ def load_pair(path: Path, audio: str) -> Pair:
     if not has_face:
         expression_valid = np.zeros(num_frames, bool)
     elif clip.has("speaker", "valid.npy"):
-        expression_valid = np.asarray(clip.read("speaker", "valid"), bool)
+        expression_valid = np.array(clip.read("speaker", "valid"), bool)
     else:
         expression_valid = np.ones(num_frames, bool)
     valid = clip.read("listener", "valid") if clip.has("listener", "valid.npy") else np.ones(num_frames)
-    return Pair(Path(path), clip.basis, clip.read("listener", "motion"), np.asarray(valid, bool),
-                clip.read("speaker", audio), clip.meta["roles"]["speaker"][f"{audio}.npy"]["settings"]["encoder"],
-                clip.read("speaker", "expression") if has_face else None, expression_valid)
+    return Pair(Path(path), clip.basis, Stored(clip, "listener", "motion"), np.array(valid, bool),
+                Stored(clip, "speaker", audio), clip.meta["roles"]["speaker"][f"{audio}.npy"]["settings"]["encoder"],
+                Stored(clip, "speaker", "expression") if has_face else None, expression_valid)
 
 
 def load_pairs(paths: list[Path], audio: str) -> list[Pair]:
@@ -95,7 +112,7 @@ class Frames:
         self.pairs = pairs
         silent = np.zeros((1, NUM_EXPRESSION), np.float32)
 
-        def join(arrays: list[np.ndarray]) -> Tensor:
+        def join(arrays: list[np.ndarray | Stored]) -> Tensor:
             return torch.from_numpy(np.concatenate(arrays, dtype=np.float32, casting="same_kind")).to(device)
 
         self.motion = join([pair.motion for pair in pairs])  # [F, 56]

@@ -409,7 +409,12 @@ def _recent(past: Tensor, history: int) -> Tensor:
 
 
 def _card(config: BrainConfig, training: dict[str, Any]) -> str:
-    lines = "\n".join(f"- {key.replace('_', ' ')}: {json.dumps(value, ensure_ascii=False)}" for key, value in training.items())
+    told = dict(training)
+    if clips := told.get("clips"):
+        terms = sorted({licence for clip in clips for licence in clip.get("licences", ())})
+        frames = sum(clip.get("frames", 0) for clip in clips)
+        told["clips"] = f"{len(clips)}, {frames} frames; {'; '.join(terms) or 'no licence noted'}"
+    lines = "\n".join(f"- {key.replace('_', ' ')}: {json.dumps(value, ensure_ascii=False)}" for key, value in told.items())
     return f"""---
 library_name: difflistener
 license: other

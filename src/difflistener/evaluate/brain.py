@@ -139,7 +139,8 @@ def _check_fit(brains: dict[str, Brain], pair: Pair, config: BrainEvaluation) ->
 def read_scene(pair: Pair) -> Scene:
     """A clip of a corpus as a scene."""
     truth = read_truth(Clip.open(pair.path, check=False))
-    return Scene(pair.path.name, pair.audio, pair.expression, truth.script, truth.attitude, truth.law, np.array(pair.motion))
+    expression = None if pair.expression is None else np.array(pair.expression)
+    return Scene(pair.path.name, np.array(pair.audio), expression, truth.script, truth.attitude, truth.law, np.array(pair.motion))
 
 
 def _long_scene(config: BrainEvaluation, brain: Brain) -> Scene:

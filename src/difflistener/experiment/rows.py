@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from difflistener.clip import Clip
 from difflistener.errors import UserError
 from difflistener.experiment.cells import Cell, Cells
 from difflistener.experiment.config import Asked, Bodies, Recipe
 
 EXAMPLE = "example.npz"
-"""Reactions [K, T, 56] to the first test conversation, delays of each question and errors of the best of K."""
+"""Reactions [K, T, 56] to the beginning of the first test conversation, delays of each question and errors of the best of K."""
+EXAMPLE_FRAMES = 1000
 
 
 class BrainCells:
@@ -113,7 +115,7 @@ class Scorer:
         made = react(row, self.scenes, recipe.samples, seed, "react")
         seconds = time.monotonic() - begun
         score = score_row(self.scenes, made, self.moments.std, block, recipe.shifts, seed)
-        np.savez_compressed(folder / EXAMPLE, reactions=made[0], errors=score.errors,
+        np.savez_compressed(folder / EXAMPLE, reactions=made[0][:, :EXAMPLE_FRAMES].astype(np.float16), errors=score.errors,
                             **{f"delays {name}": delays for name, delays in score.delays.items()})
         sequences = (Sequence(samples, scene.truth, np.asarray(scene.expression), scene.name) for scene, samples in zip(self.scenes, made))
         given = PRESETS[recipe.preset].score(sequences, seed)
@@ -128,7 +130,7 @@ def body_scores(recipe: Recipe, bodies: Bodies, cells: Cells, device: str) -> It
         source = cells.get("film", "toy", toy, lambda folder: _film(folder, bodies))
         clip, known = source.folder / "clip", source.digest
     else:
-        clip, known = bodies.clip, str(bodies.clip.resolve())
+        clip, known = bodies.clip, Clip.open(bodies.clip).digest
     for seed in recipe.seeds:
         for name, given in bodies.train.items():
             settings = {"clip": known, "seed": seed, **given}
