@@ -1,7 +1,7 @@
 """`difflistener corpus`: hours of motion-only conversations whose law is known, written as clips.
 
     OUT/corpus.json            the settings that decide what is drawn
-    OUT/train/0000 ...         clips to learn from, without videos; basis `toy-law`
+    OUT/train/0000 ...         clips to learn from, without videos; basis `toy-law`, or that of --faces
     OUT/test/0000 ...          clips of other speakers, to evaluate on
         listener/law.json      what was drawn: law, attitude, script of the speaker, every event with its cause
 
@@ -23,6 +23,7 @@ from difflistener.errors import UserError
 if TYPE_CHECKING:
     from difflistener.clip import Clip
     from difflistener.toy.conversation import Listener, Speaker
+    from difflistener.toy.faces import Faces
     from difflistener.toy.reactions import Event, Law, Script
 
 FORMAT = 1
@@ -48,6 +49,11 @@ class Corpus:
     """Length of each clip."""
     seed: int = 0
     """Seed of everything random."""
+    faces: Path | None = None
+    """Folder of procedural faces in a landmark basis, such as the package's `shipped`: faces as a tracker sees them, for a brain
+    that is to watch a camera. By default a made-up basis, in which events are easy to judge."""
+    microphones: bool = False
+    """Sound as microphones hear it: level, echo, noise and colour, another for each clip."""
     workers: int = 1
     """Processes that draw at once."""
     resume: bool = False
@@ -72,7 +78,7 @@ def write_corpus(config: Corpus) -> None:
 
     _check(config)
     _claim(config)
-    wanted = [(config.out, split, number, config.seed, config.clip_seconds)
+    wanted = [(config.out, split, number, config.seed, config.clip_seconds, config.faces, config.microphones)
               for split, hours in zip(SPLITS, (config.hours, config.test_hours))
               for number in range(_count(hours, config.clip_seconds))]
     left = [task for task in wanted if not _path(*task[:3]).is_dir()]
@@ -81,7 +87,8 @@ def write_corpus(config: Corpus) -> None:
         pass
 
 
-def write_clip(out: Path, split: str, number: int, seed: int, seconds: float) -> None:
+def write_clip(out: Path, split: str, number: int, seed: int, seconds: float, folder_of_faces: Path | None = None,
+               microphones: bool = False) -> None:
     """Draw one clip and put it in its place. A clip that another process has put there meanwhile stays: it is the same."""
     import numpy as np
 
@@ -89,20 +96,24 @@ def write_clip(out: Path, split: str, number: int, seed: int, seconds: float) ->
     from difflistener.media import write_wav
     from difflistener.prepare.audio import LogMel
     from difflistener.toy.codes import BASIS
+    from difflistener.toy.faces import Faces
+    from difflistener.toy.microphone import hear
     from difflistener.toy.reactions import Law
 
     key = (seed, SPLITS.index(split), number)
-    speaker, listener = draw_pair(seconds, key)
+    faces = None if folder_of_faces is None else Faces.load(folder_of_faces)
+    speaker, listener = draw_pair(seconds, key, faces, quiet=microphones)
+    sound = hear(speaker.sound, np.random.default_rng((*key, 3))) if microphones else speaker.sound
     encoder = LogMel()
     settings = {"key": list(key), "seconds": seconds}
     frames = len(listener.motion)
     seen = np.ones(frames, bool)
     with tempfile.TemporaryDirectory(dir=out, prefix=".clip-") as folder:
         clip = Clip.create(Path(folder) / "clip", frames)
-        clip.set(basis=BASIS, attitude=listener.attitude, licences=["drawn by difflistener corpus; no person"])
+        clip.set(basis=faces.basis.id if faces else BASIS, attitude=listener.attitude, licences=["drawn by difflistener corpus; no person"])
         with clip.adding("speaker", "audio.wav", "corpus", settings) as temporary:
-            write_wav(temporary, speaker.sound)
-        clip.write("speaker", "logmel", encoder.encode(speaker.sound, frames), "logmel",
+            write_wav(temporary, sound)
+        clip.write("speaker", "logmel", encoder.encode(sound, frames), "logmel",
                    {"source": settings, "encoder": encoder.settings()})
         for role, name, array in (("speaker", "expression", speaker.expression), ("speaker", "valid", seen),
                                   ("listener", "motion", listener.motion), ("listener", "eyes", listener.eyes),
@@ -110,6 +121,8 @@ def write_clip(out: Path, split: str, number: int, seed: int, seconds: float) ->
             clip.write(role, name, array, "corpus", settings)
         with clip.adding("listener", "law.json", "corpus", settings) as temporary:
             temporary.write_text(json.dumps(_truth_json(Law(), speaker.script, listener.attitude, listener.events)))
+        if faces:
+            faces.basis.save(clip.path / "basis.safetensors")
         place = _path(out, split, number)
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -119,16 +132,17 @@ def write_clip(out: Path, split: str, number: int, seed: int, seconds: float) ->
                 raise
 
 
-def draw_pair(seconds: float, key: tuple[int, ...]) -> "tuple[Speaker, Listener]":
-    """The speaker and the listener of the conversation numbered `key`, as in a clip."""
+def draw_pair(seconds: float, key: tuple[int, ...], faces: "Faces | None" = None, quiet: bool = False) -> "tuple[Speaker, Listener]":
+    """The speaker and the listener of the conversation numbered `key`, as in a clip; `quiet` leaves out the noise behind the voice."""
     import numpy as np
 
     from difflistener.toy.conversation import draw_attitude, draw_listener, draw_speaker
     from difflistener.toy.reactions import Law
+    from difflistener.toy.voice import HISS
 
-    speaker = draw_speaker(seconds, (*key, 0))
+    speaker = draw_speaker(seconds, (*key, 0), faces, 0.0 if quiet else HISS)
     attitude = draw_attitude(np.random.default_rng((*key, 1)))
-    return speaker, draw_listener(speaker.script, attitude, Law(), (*key, 2))
+    return speaker, draw_listener(speaker.script, attitude, Law(), (*key, 2), faces)
 
 
 def read_truth(clip: "Clip") -> Truth:
@@ -208,19 +222,21 @@ def _check(config: Corpus) -> None:
 def _claim(config: Corpus) -> None:
     """Make OUT ready and write corpus.json."""
     from difflistener.clip import write_json
+    from difflistener.toy.faces import Faces
 
     out, file = config.out, config.out / "corpus.json"
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, not a folder.", "Name another output folder.")
     settings = {"library": "difflistener", "format": FORMAT, "seed": config.seed, "clip_seconds": config.clip_seconds,
-                "hours": config.hours, "test_hours": config.test_hours}
+                "hours": config.hours, "test_hours": config.test_hours,
+                "faces": None if config.faces is None else Faces.load(config.faces).basis.id, "microphones": config.microphones or None}
     if out.is_dir() and any(out.iterdir()):
         before = _read(file, out)
         if not (config.resume or config.overwrite):
             raise UserError(f"{out} already holds a corpus.",
                             "Give --resume to go on with it, --overwrite to replace it, or another --out.")
         if config.resume:
-            for name in ("format", "seed", "clip_seconds"):
+            for name in ("format", "seed", "clip_seconds", "faces", "microphones"):
                 if before.get(name) != settings[name]:
                     raise UserError(f"The corpus in {out} was started with {name} = {before.get(name)}, not {settings[name]}.",
                                     "Resume with the same settings, or start over with --overwrite.")

@@ -13,9 +13,10 @@ from scipy.ndimage import gaussian_filter1d
 from difflistener.motion import FPS, NUM_MOTION
 
 from .codes import coloured, mix, swaying
+from .faces import Faces
 from .law import blink_curve, smile_curve
 from .reactions import ATTITUDES, Event, Law, Script, draw_events, draw_script
-from .voice import speak
+from .voice import HISS, speak
 
 SWAY = (0.035, 0.060, 0.045)
 """Deviation of the idle head in pitch, yaw and roll. Real: .11 .12 .06, .025 .025 .030 (clips/dualtalk), .05 .08 .07
@@ -40,7 +41,7 @@ class Speaker:
     sound: np.ndarray
     """[N] float32."""
     expression: np.ndarray
-    """[T,50] in basis `toy-law`."""
+    """[T,50] in basis `toy-law`, or that of the faces given."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +51,28 @@ class Listener:
     attitude: str
     events: list[Event]
     motion: np.ndarray
-    """[T,56] in basis `toy-law`."""
+    """[T,56] in that basis."""
     eyes: np.ndarray
     """[T,4] closure left and right, gaze yaw and pitch (radians)."""
 
 
-def draw_speaker(seconds: float, seed: int | tuple[int, ...]) -> Speaker:
-    """The speaker of a conversation of `seconds`, rounded to whole frames."""
+def draw_speaker(seconds: float, seed: int | tuple[int, ...], faces: Faces | None = None, hiss: float = HISS) -> Speaker:
+    """The speaker of a conversation of `seconds`, rounded to whole frames; with `faces`, in their basis."""
     plan, tongue, face = (np.random.default_rng(key) for key in np.random.SeedSequence(seed).spawn(3))
     script = draw_script(round(seconds * FPS) / FPS, plan)
-    sound, mouth = speak(script.segments, script.seconds, tongue)
-    return Speaker(script, sound, _speaking_face(script, mouth, face))
+    sound, mouth = speak(script.segments, script.seconds, tongue, hiss)
+    return Speaker(script, sound, _speaking_face(script, mouth, face, faces))
 
 
 def draw_attitude(generator: np.random.Generator) -> str:
     return ATTITUDES[generator.integers(len(ATTITUDES))]
 
 
-def draw_listener(script: Script, attitude: str, law: Law, seed: int | tuple[int, ...]) -> Listener:
-    """One listener with `attitude` to the speaker of `script`; another for each seed."""
+def draw_listener(script: Script, attitude: str, law: Law, seed: int | tuple[int, ...], faces: Faces | None = None) -> Listener:
+    """One listener with `attitude` to the speaker of `script`; another for each seed. With `faces`, in their basis."""
     mind, face = (np.random.default_rng(key) for key in np.random.SeedSequence(seed).spawn(2))
     events = draw_events(script, attitude, law, mind)
-    return Listener(attitude, events, *_listening_face(script.seconds, attitude, law, events, face))
+    return Listener(attitude, events, *_listening_face(script.seconds, attitude, law, events, face, faces))
 
 
 def perfect(script: Script, attitude: str | None, law: Law, num_samples: int, seed: int) -> np.ndarray:
@@ -88,14 +89,14 @@ def frame_times(seconds: float) -> np.ndarray:
     return np.arange(round(seconds * FPS)) / FPS
 
 
-def _speaking_face(script: Script, mouth: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _speaking_face(script: Script, mouth: np.ndarray, generator: np.random.Generator, faces: Faces | None) -> np.ndarray:
     """[T,50] The speaker's codes: the mouth follows the voice, brows and head move more while talking."""
     t = frame_times(script.seconds)
     talking = gaussian_filter1d((mouth > 0.05).astype(float), 5.0)
     smile = np.clip(smile_curve(t, script.smiles) + 0.04 * coloured(len(t), 1, 0.4, generator)[:, 0], 0, None)
     wander = coloured(len(t), 4, 0.4, generator)
     sway = swaying(len(t), 2, 0.15, generator)
-    return mix({
+    return (faces.speak if faces else mix)({
         "smile": smile,
         "brow": brow_curve(t, script.flashes[:, :3]) + 0.08 * talking * wander[:, 0],
         "blink": blink_curve(t, script.blinks),
@@ -106,7 +107,7 @@ def _speaking_face(script: Script, mouth: np.ndarray, generator: np.random.Gener
 
 
 def _listening_face(
-    seconds: float, attitude: str, law: Law, events: list[Event], generator: np.random.Generator
+    seconds: float, attitude: str, law: Law, events: list[Event], generator: np.random.Generator, faces: Faces | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Motion [T,56] and eyes [T,4] of a listener."""
     t = frame_times(seconds)
@@ -123,7 +124,7 @@ def _listening_face(
     rotation = sway + np.stack([nod, 0.4 * away, -0.06 * away], 1)
     # The eyes hold the speaker while the head sways and nods, but for small wanderings.
     gaze = np.stack([away + 0.03 * idle[:, 1] - 0.5 * sway[:, 1], 0.02 * idle[:, 2] - 0.4 * nod], 1)
-    codes = mix({
+    codes = (faces.listen if faces else mix)({
         "smile": smile,
         "brow": law.brow_at_rest[which] + brow_curve(t, rows["brow"]) + 0.05 * idle[:, 3],
         "blink": closed, "gaze_yaw": gaze[:, 0], "gaze_pitch": gaze[:, 1],
@@ -132,6 +133,8 @@ def _listening_face(
     }, generator)  # fmt: skip
     jaw = swaying(frames, 3, 0.3, generator) * JAW
     jaw[:, 0] += JAW_OF_SMILE * smile
+    if faces:  # A landmark basis carries the jaw itself.
+        jaw[:] = 0
     motion = np.concatenate([codes, rotation, jaw], 1).astype(np.float32)
     assert motion.shape == (frames, NUM_MOTION)
     return motion, np.concatenate([closed[:, None].repeat(2, 1), gaze], 1).astype(np.float32)

@@ -1,8 +1,10 @@
-"""Finds nods, smiles, raised brows and blinks in motion of basis `toy-law`, whoever made it: the law, a brain, noise.
+"""Finds nods, smiles, raised brows and blinks in motion, whoever made it: the law, a brain, noise.
 
 The same detector reads truth and generated motion, so its own habits fall on both sides. Knows nothing of causes but
 their times. Axes: T frames at 25 fps, times in seconds.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
@@ -24,8 +26,8 @@ SMILE_SECONDS = 0.35
 KINDS = ("nod", "smile", "brow", "blink")
 
 
-def detect(motion: np.ndarray) -> dict[str, np.ndarray]:
-    """Starts [n] of each kind of event in motion [T,56]."""
+def detect(motion: np.ndarray, read: Callable[[np.ndarray], dict[str, np.ndarray]] = read) -> dict[str, np.ndarray]:
+    """Starts [n] of each kind of event in motion [T,56]; `read` gets the doings from codes: of basis `toy-law`, or of `Faces`."""
     doings = read(motion[:, :50])
     pitch = uniform_filter1d(motion[:, PITCH].astype(float), 3)
     # How far the nose is below where it was 0.28 s before and is 0.56 s later.

@@ -14,22 +14,25 @@ from .speech import BANDWIDTHS, RATE, VOWELS
 
 BLOCK = 320
 """Samples for which the formants stand still."""
+HISS = 8e-4
+"""Deviation of the noise behind a voice."""
 ENDING = 0.45
 """Seconds before the end of a phrase in which pitch falls by a third and loudness by 10 dB."""
 _BAND = butter(1, [90, 4200], "bandpass", fs=RATE, output="sos")
 _HISS = butter(2, [2600, 6200], "bandpass", fs=RATE, output="sos")
 
 
-def speak(segments: np.ndarray, seconds: float, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def speak(segments: np.ndarray, seconds: float, generator: np.random.Generator, hiss: float = HISS) -> tuple[np.ndarray, np.ndarray]:
     """Sound [N] float32 within -1..1, and how far the mouth opens, [T] 0..1.
 
     Args:
         segments: [S,3] start and end of each stretch of voice, and whether a phrase ends with it.
         seconds: length of the whole; the voice of each speaker has its own pitch, 105 to 205 Hz.
+        hiss: deviation of the noise behind it.
     """
     frames = int(round(seconds * FPS))
     per_frame = RATE // FPS
-    sound = 8e-4 * generator.standard_normal(frames * per_frame, np.float32)
+    sound = hiss * generator.standard_normal(frames * per_frame, np.float32)
     jaw = np.zeros(frames * per_frame, np.float32)
     top = generator.uniform(105, 205)
     for start, end, final in segments:
