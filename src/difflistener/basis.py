@@ -20,6 +20,7 @@ from scipy.sparse.linalg import eigsh
 
 from difflistener.errors import UserError
 from difflistener.motion import NUM_EXPRESSION
+from difflistener.shipped import named
 
 NUM_LANDMARKS = 478
 FORMAT = 2
@@ -85,8 +86,8 @@ class LandmarkBasis:
 
     @classmethod
     def load(cls, path: Path) -> "LandmarkBasis":
-        """Read a basis file, or the basis inside a prepared clip's folder. Raises `UserError` if it is neither."""
-        path = Path(path)
+        """Read a basis file, the basis inside a prepared clip's folder, or the `shipped` one. Raises `UserError` if it is none."""
+        path = named(path)
         if path.is_dir():
             path = path / "basis.safetensors"
         if not path.is_file():

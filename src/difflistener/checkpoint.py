@@ -26,6 +26,7 @@ from torch import Tensor
 
 from difflistener.clip import replacing, write_json
 from difflistener.errors import UserError
+from difflistener.shipped import named
 
 FORMAT = 1
 LIBRARY = "difflistener"
@@ -77,12 +78,12 @@ def read_header(directory: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(directory: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config's fields and the tensors (on CPU) of a checkpoint of `kind` "brain" or "body".
+    """The config's fields and the tensors (on CPU) of a checkpoint of `kind` "brain" or "body"; `shipped` is the package's own.
 
     Raises:
         UserError: not a checkpoint, another kind, another format, a damaged or missing model.safetensors.
     """
-    directory = Path(directory)
+    directory = named(directory, kind)
     header = read_header(directory)
     if header["type"].split(".")[0] != kind:
         raise UserError(f"{directory} is a {header['type']} checkpoint where a {kind} is wanted.",

@@ -50,8 +50,8 @@ class Corpus:
     seed: int = 0
     """Seed of everything random."""
     faces: Path | None = None
-    """Folder of procedural faces in a landmark basis, such as the package's `shipped`: faces as a tracker sees them, for a brain
-    that is to watch a camera. By default a made-up basis, in which events are easy to judge."""
+    """Folder of procedural faces in a landmark basis, or the word shipped: faces as a tracker sees them, for a brain that is to
+    watch a camera. By default a made-up basis, in which events are easy to judge."""
     microphones: bool = False
     """Sound as microphones hear it: level, echo, noise and colour, another for each clip."""
     workers: int = 1

@@ -28,9 +28,9 @@ class Synthesis:
     audio: Path
     """What the speaker says: any audio or video file, or a .npy of audio features [T, A]."""
     body_checkpoint: Path
-    """Folder of the body that listens."""
+    """Folder of the body that listens, or the word shipped."""
     brain_checkpoint: Path
-    """Folder of the brain."""
+    """Folder of the brain, or the word shipped."""
     output: Path
     """Video to write (.mp4). The motion [T, 56] is written beside it as .npy."""
     visual: Path | None = None

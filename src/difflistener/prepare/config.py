@@ -35,7 +35,8 @@ class Prepare:
     duration: float | None = None
     """How much to take, in seconds. Default: all that both sides have."""
     basis: Path | None = None
-    """Expression basis: a file of `difflistener basis`, or another clip. Default: fitted on the people of this clip."""
+    """Expression basis: a file of `difflistener basis`, another clip, or the word shipped (that of the package, for its brain).
+    Default: fitted on the people of this clip."""
     tracker: Literal["landmarks", "flame", "flame2020", "flame2023", "flame2023-open"] = "landmarks"
     """What expression is written in: the landmark basis, or FLAME codes fitted with a model added by `difflistener assets add`."""
     audio: tuple[Literal["logmel", "wav2vec2"], ...] = ("logmel",)

@@ -8,6 +8,7 @@ The eyes and the mouth are slits: two grid rows that lie on one curve while clos
 apart, and the strip of quads between them is where the eyeball or the inside of the mouth shows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,12 @@ JAW_HINGE = (0.3, -2.0)
 """y, z of the axis the jaw turns about."""
 CROWN = 9.0
 """Height of the skull over the temples, which lie at y = 3."""
+_SIDED = ("corner_down", "corner_up", "stretch", "upper_raise", "lower_depress", "dimple", "brow_raise", "inner_brow",
+          "outer_brow", "brow_lower", "squint", "wide", "puff")
+FURTHER = ("jaw_side", "jaw_forward", "pucker", "funnel", "press", "mouth_side", "chin_raise", "nose_wrinkle", "flare", "frown",
+           *(f"{name}_{side}" for name in _SIDED for side in ("left", "right")))
+"""What a face can do beyond the controls of a toy conversation, each about 0..1; jaw_side, jaw_forward and mouth_side go
+both ways (positive to picture right, and forward). Left and right are the picture's."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,7 @@ class Head:
         rest = np.stack([x, y, z], -1)
         self._lay_on_eyeball(rest)
         self._expressions(rest, front, row)
+        self.further = {name: field.astype(np.float32) for name, field in self._further(front, row).items()}
         self.rest, self.under = rest.astype(np.float32), under
         for name in ("smile", "brow", "opening", "jaw", "upper_lid", "lower_lid", "lid_weight", "x"):
             setattr(self, name, getattr(self, name).astype(np.float32))
@@ -230,16 +238,82 @@ class Head:
         open_up = np.where(is_upper, 0.10, 0.0) * lips
         self.opening = front[..., None] * np.stack([-side * 0.22 * corner * wide, open_up, zero], -1)
 
-    def points(self, mouth_open: float, smile: float, brow: float, blink: tuple[float, float], gaze_pitch: float):
-        """[rows, columns, 3]; blink = (picture left eye, picture right eye), gaze_pitch in radians, down positive."""
+    def _further(self, front, row):
+        """Displacement fields of `FURTHER`; `wide` and `squint` move the lids besides, see `points`."""
+        x, t, rise = self.x, self.t, self.t - MOUTH_Y
+        side, across, zero = np.sign(x), np.abs(x), np.zeros_like(x)
+        right = smoothstep(-0.7, 0.7, x)
+        is_upper = row <= self.mouth_row
+        taper = np.clip(1 - (x / (MOUTH_HALF - 0.1)) ** 2, 0, 1) ** 0.7
+        wide = np.clip(across / MOUTH_HALF, 0, 1) ** 1.2
+        corner = both(x, t, MOUTH_HALF + 0.15, MOUTH_Y, 1.15, 1.1)
+        around = np.exp(-((rise / 1.5) ** 2)) * smoothstep(5.0, 1.8, across)
+        near = np.exp(-((rise / 0.7) ** 2)) * taper
+        upper = np.where(is_upper, 1.0, 0.0) * np.exp(-np.maximum(rise, 0) / 1.3)
+        lower = np.where(is_upper, 0.0, 1.0) * np.exp(-np.maximum(-rise, 0) / 1.2)
+        cheek, wing = both(x, t, 3.9, -1.3, 1.3, 1.2), both(x, t, 1.3, -1.6, 0.7, 0.8)
+        pouch = both(x, t, 3.3, 1.0, 1.4, 0.6)
+        brow_row = np.exp(-0.5 * ((t - 4.4) / 0.85) ** 2)
+        along = smoothstep(0.1, 1.4, across) * smoothstep(6.5, 4.5, across)
+        inner, outer = brow_row * np.exp(-(((across - 1.5) / 1.1) ** 2)), brow_row * np.exp(-(((across - 4.3) / 1.2) ** 2))
+        both_sides = {
+            "corner_down": (0.12 * side * corner * wide, -0.60 * corner * wide, -0.1 * corner * wide),
+            "corner_up": tuple(np.moveaxis(self.smile, -1, 0)),
+            "stretch": (0.60 * side * corner * wide + 0.1 * side * cheek, -0.12 * corner * wide, -0.30 * corner * wide),
+            "upper_raise": (zero, 0.50 * upper * taper + 0.22 * wing + 0.15 * cheek, 0.12 * upper * taper + 0.15 * cheek),
+            "lower_depress": (zero, -0.50 * lower * taper, 0.06 * lower * taper),
+            "dimple": (0.22 * side * corner * wide, 0.08 * corner * wide, -0.45 * corner * wide),
+            "brow_raise": (zero, 0.75 * brow_row * along, 0.05 * brow_row * along),
+            "inner_brow": (zero, 0.65 * inner, 0.05 * inner),
+            "outer_brow": (zero, 0.60 * outer, zero),
+            "brow_lower": (zero, -0.55 * brow_row * along, 0.10 * brow_row * along),
+            "squint": (zero, 0.22 * pouch + 0.15 * cheek, 0.12 * pouch),
+            "wide": (zero, zero, zero),
+            "puff": (0.50 * side * both(x, t, 4.4, -3.6, 1.6, 1.6), zero,
+                     0.80 * both(x, t, 3.9, -3.6, 1.7, 1.6) + 0.2 * np.where(is_upper, upper, lower) * taper),
+        }  # fmt: skip
+        jaw = smoothstep(-1.6, -6.2, t) + near * np.where(is_upper, -0.2, 0.4)
+        jaw = np.clip(jaw, 0, 1) * smoothstep(2.2, 1.2, np.abs(self.phi))
+        mouth = np.exp(-0.5 * (rise / 1.4) ** 2) * np.exp(-0.5 * (x / 2.6) ** 2)
+        chin = bump(x, t, 0, -6.3, 1.5, 1.1)
+        whole = {
+            "jaw_side": (0.75 * jaw, zero, zero),
+            "jaw_forward": (zero, zero, 0.70 * jaw),
+            "pucker": (-0.36 * x * around, 0.22 * rise * near, 0.60 * mouth),
+            "funnel": (-0.22 * x * around, np.where(is_upper, 0.30, -0.42) * np.where(is_upper, upper, lower) * taper, 0.55 * mouth),
+            "press": (zero, -0.55 * rise * np.exp(-((rise / 0.9) ** 2)) * taper, -0.32 * near),
+            "mouth_side": (0.60 * mouth, zero, zero),
+            "chin_raise": (zero, 0.45 * chin + 0.30 * mouth * lower + 0.22 * mouth * upper, 0.12 * chin + 0.1 * mouth * lower),
+            "nose_wrinkle": (zero, 0.32 * wing + 0.25 * upper * taper - 0.25 * inner + 0.12 * pouch, 0.1 * wing),
+            "flare": (0.22 * side * wing, 0.05 * wing, zero),
+            "frown": (-0.42 * side * inner, -0.38 * inner, 0.12 * inner),
+        }  # fmt: skip
+        for name, field in both_sides.items():
+            whole |= {f"{name}_left": tuple(part * (1 - right) for part in field),
+                      f"{name}_right": tuple(part * right for part in field)}  # fmt: skip
+        return {name: front[..., None] * np.stack(whole[name], -1) for name in FURTHER}
+
+    def points(self, mouth_open: float, smile: float, brow: float, blink: tuple[float, float], gaze_pitch: float,
+               further: Mapping[str, float] | None = None):  # fmt: skip
+        """[rows, columns, 3]; blink = (picture left eye, picture right eye), gaze_pitch in radians, down positive.
+
+        `further` holds strengths of some of `FURTHER`; the rest is 0.
+        """
         p = self.rest.copy()
         rows = self.lid_rows
         shut = np.where(self.x[rows] < 0, blink[0], blink[1])
         lower = 0.10 * shut + 0.05 * smile * (1 - shut)
         openness = np.maximum(1 - 0.05 * smile + 0.04 * brow - 0.3 * gaze_pitch, 0.3) * (1 - shut)
         both_lids = lower * (self.lower_lid[rows] + self.upper_lid[rows])
+        if further:
+            wide, squint = (np.where(self.x[rows] < 0, *(further.get(f"{name}_{side}", 0.0) for side in ("left", "right")))
+                            for name in ("wide", "squint"))  # fmt: skip
+            openness = np.maximum(openness + (0.30 * wide - 0.18 * squint) * (1 - shut), 0)
+            p[rows, :, 1] += (0.30 * squint - 0.12 * wide) * (1 - shut) * self.lower_lid[rows]
         p[rows, :, 1] += openness * self.upper_lid[rows] + both_lids
         self._lay_on_eyeball(p)
+        for name, strength in (further or {}).items():
+            p += np.float32(strength) * self.further[name]
         p += smile * self.smile
         p += brow * self.brow
         p += mouth_open * self.opening

@@ -4,7 +4,7 @@ Knows nothing of time, speech or files. Axes: OpenCV camera (x right, y down, z 
 centimetres inside; a face that looks at the camera looks along -z. "Left" eye means the picture's left.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -235,15 +235,15 @@ class Renderer:
             normals[where] = normal / (np.linalg.norm(normal, axis=1, keepdims=True) + 1e-6)
         return -normals
 
-    def draw(self, controls: Controls, index: int) -> np.ndarray:
-        """Frame `index` of the controls: [size,size,3] uint8 RGB."""
+    def draw(self, controls: Controls, index: int, further: Mapping[str, float] | None = None) -> np.ndarray:
+        """Frame `index` of the controls: [size,size,3] uint8 RGB; `further` are strengths of some of `anatomy.FURTHER`."""
         camera, c = self.camera, controls
         size, focal, centre = camera.size, camera.focal * camera.size, camera.size / 2
         blink = c.blink[index]
         local = self.local
         face = self.head.points(
             float(c.mouth_open[index]), float(c.smile[index]), float(c.brow[index]),
-            (float(blink[0]), float(blink[1])), float(c.gaze[index, 1]),
+            (float(blink[0]), float(blink[1])), float(c.gaze[index, 1]), further,
         )  # fmt: skip
         local[: face.size // 3] = face.reshape(-1, 3)
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from difflistener.basis import MAX_CODE, NUM_FACE, NUM_POSTURE, POSTURE, LandmarkBasis
 from difflistener.errors import UserError
 from difflistener.motion import NUM_EXPRESSION
+from difflistener.shipped import named
 
 from .codes import coloured, swaying
 
@@ -26,12 +27,14 @@ DOINGS = ("smile", "brow", "blink", "gaze_yaw", "gaze_pitch", "mouth")
 
 GAIN = 0.25
 """Deviation of how strongly a person does each thing, against the procedural face that it is taken from."""
-OFFSET = 0.35
+OFFSET = 0.5
 """Deviation of the codes of a speaker at rest: a camera rarely sees the very neutral face."""
 TALK = 0.35
 """Deviation of a code that speech moves beyond opening the mouth."""
 MOODS, MOOD = 4, 0.35
 """Doings of a speaker that no listener answers, and how far each moves a code."""
+STEADY = 0.3
+"""Posture of a listener who sits and listens, against that of people at a camera."""
 CALM = 0.04
 """Deviation of a listener's codes beyond its doings."""
 
@@ -47,15 +50,16 @@ class Faces:
 
     @classmethod
     def load(cls, folder: Path) -> "Faces":
-        """Raises `UserError` for a folder without these files, or with those of two bases."""
-        file = Path(folder) / "doings.safetensors"
+        """Those of a folder, or `shipped`. Raises `UserError` for a folder without these files, or with those of two bases."""
+        folder = named(folder)
+        file = folder / "doings.safetensors"
         if not file.is_file():
             raise UserError(f"There are no procedural faces at {file}.", "Make them with recipes/shipped.py, or leave --faces out.")
         arrays = {name: array.astype(np.float64) for name, array in load_file(file).items()}
         shapes = {name: array.shape[1:] for name, array in arrays.items()}
         if shapes != {"directions": (NUM_EXPRESSION, len(DOINGS)), "rest": (NUM_EXPRESSION,), "spread": (NUM_EXPRESSION,)}:
             raise UserError(f"{file} holds {shapes}, not directions, rest and spread of faces.", "Make it again with recipes/shipped.py.")
-        return cls(LandmarkBasis.load(Path(folder) / "basis.safetensors"), **arrays)
+        return cls(LandmarkBasis.load(folder / "basis.safetensors"), **arrays)
 
     def listen(self, doings: dict[str, np.ndarray], generator: np.random.Generator) -> np.ndarray:
         """Codes [T, 50] float32 of the listener's doings [T] by name; "lean" and "turn" move its posture."""
@@ -63,7 +67,7 @@ class Faces:
         values = np.stack([doings[name] for name in DOINGS], 1)
         codes = self.rest[0] + values @ self.directions[0].T
         codes[:, :NUM_FACE] += CALM * coloured(frames, NUM_FACE, 0.25, generator)
-        codes[:, POSTURE] = self._posture(doings, frames, generator)
+        codes[:, POSTURE] = STEADY * self._posture(doings, frames, generator)
         return np.clip(codes, -MAX_CODE, MAX_CODE).astype(np.float32)
 
     def speak(self, doings: dict[str, np.ndarray], generator: np.random.Generator) -> np.ndarray:
