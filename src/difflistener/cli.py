@@ -35,8 +35,10 @@ VERBS = {
     "view": ("difflistener.view:View", "difflistener.view:view", "a body in the browser, with sliders"),
     "generate": ("difflistener.generate:Generation", "difflistener.generate:generate", "brain + clips -> motion of listeners, for evaluate motion"),
     "synthesize": ("difflistener.synthesize:Synthesis", "difflistener.synthesize:synthesize", "speaker + brain + body -> listener video"),
+    "live": ("difflistener.live.config:Live", "difflistener.live.server:live", "talk in the browser, and a head listens"),
     "bench body": ("difflistener.bench_body:BodyBench", "difflistener.bench_body:bench_body", "measure how fast bodies render"),
     "bench listener": ("difflistener.bench:Bench", "difflistener.bench:bench", "measure brain, body and encoder end to end"),
+    "bench live": ("difflistener.live.bench_config:LiveBench", "difflistener.live.bench_live:bench_live", "measure the live page with a real browser and a made-up person"),
 }
 """Verb -> (settings class, function that takes it, one line of help)."""
 

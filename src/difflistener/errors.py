@@ -17,6 +17,8 @@ OPTIONAL_PACKAGES = {
     "transformers": ("audio", "wav2vec 2.0 features"),
     "viser": ("view", "the page of difflistener view"),
     "gsplat": ("cuda", "the rasteriser on a CUDA GPU"),
+    "aiohttp": ("live", "the page of difflistener live"),
+    "aiortc": ("live", "sound and pictures of difflistener live"),
 }
 """Import name -> (extra that installs it, what it is for)."""
 

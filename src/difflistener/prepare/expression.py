@@ -31,6 +31,29 @@ def landmark_weights() -> np.ndarray:
     return weights
 
 
+class Encoder:
+    """What of a basis is the same for every frame, for trackers that encode one frame at a time."""
+
+    def __init__(self, basis: LandmarkBasis):
+        self.basis = basis
+        spread = basis.directions.astype(np.float64)
+        weight = basis.weights.astype(np.float64) ** 2
+        self._weighted = spread * weight[None, :, None]
+        self._products = np.tensordot(self._weighted, spread, axes=([1], [1])).transpose(0, 2, 1, 3)
+
+    def encode(self, track: HeadTrack, landmarks: np.ndarray, valid: np.ndarray, posture: np.ndarray,
+               smooth: float = SMOOTH_FRAMES) -> np.ndarray:
+        """See `encode`."""
+        codes = np.zeros((len(track), NUM_FACE), np.float32)
+        good = np.flatnonzero(valid)
+        for start in range(0, len(good), BLOCK):
+            frames = good[start : start + BLOCK]
+            codes[frames] = _encode_block(track, landmarks, frames, self.basis, self._weighted, self._products)
+        codes = smooth_runs(codes, valid, track.cuts, smooth)
+        codes = self.basis.join(codes, np.nan_to_num(posture))
+        return fill_gaps(codes, valid) if len(good) else codes
+
+
 def encode(track: HeadTrack, landmarks: np.ndarray, valid: np.ndarray, basis: LandmarkBasis, posture: np.ndarray,
            smooth: float = SMOOTH_FRAMES) -> np.ndarray:
     """Codes [T, 50] float32 whose decoded face lies nearest to `landmarks` [T, 478, 2 or 3] px; gaps interpolated.
@@ -38,18 +61,7 @@ def encode(track: HeadTrack, landmarks: np.ndarray, valid: np.ndarray, basis: La
     Regularised least squares (codes have unit variance), weighted like the basis. `posture` [T, 6] becomes the last six
     codes; what is NaN in it rests. `smooth` = 0 gives each frame from itself alone.
     """
-    codes = np.zeros((len(track), NUM_FACE), np.float32)
-    spread = basis.directions.astype(np.float64)
-    weight = basis.weights.astype(np.float64) ** 2
-    weighted = spread * weight[None, :, None]
-    products = np.tensordot(weighted, spread, axes=([1], [1])).transpose(0, 2, 1, 3)
-    good = np.flatnonzero(valid)
-    for start in range(0, len(good), BLOCK):
-        frames = good[start : start + BLOCK]
-        codes[frames] = _encode_block(track, landmarks, frames, basis, weighted, products)
-    codes = smooth_runs(codes, valid, track.cuts, smooth)
-    codes = basis.join(codes, np.nan_to_num(posture))
-    return fill_gaps(codes, valid) if len(good) else codes
+    return Encoder(basis).encode(track, landmarks, valid, posture, smooth)
 
 
 def _encode_block(track: HeadTrack, landmarks: np.ndarray, frames: np.ndarray, basis: LandmarkBasis,

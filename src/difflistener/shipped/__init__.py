@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-SHIPPED = Path(__file__).parent
+SHIPPED = Path(__file__).resolve().parent
 """Folder of them all."""
 
 
