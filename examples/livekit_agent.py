@@ -18,10 +18,9 @@ from livekit.agents import AgentServer, JobContext, cli
 
 from difflistener.body.model import Body
 from difflistener.brain.model import Brain
-from difflistener.live.choices import SHIPPED
 from difflistener.live.listener import Listener
 
-BODY, BRAIN = os.environ.get("LISTENER_BODY", SHIPPED / "body"), os.environ.get("LISTENER_BRAIN", SHIPPED / "brain")
+BODY, BRAIN = os.environ.get("LISTENER_BODY", "shipped"), os.environ.get("LISTENER_BRAIN", "shipped")
 
 
 class ListeningFace:

@@ -19,10 +19,9 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 from difflistener.body.model import Body
 from difflistener.brain.model import Brain
-from difflistener.live.choices import SHIPPED
 from difflistener.live.listener import Listener
 
-BODY, BRAIN = os.environ.get("LISTENER_BODY", SHIPPED / "body"), os.environ.get("LISTENER_BRAIN", SHIPPED / "brain")
+BODY, BRAIN = os.environ.get("LISTENER_BODY", "shipped"), os.environ.get("LISTENER_BRAIN", "shipped")
 
 
 class ListeningFace(FrameProcessor):

@@ -372,6 +372,18 @@ def test_a_clock_that_stands_still_does_not_deafen():
     assert len(rows) > 100 and 4 <= sum(row.samples.all() for row in rows) < 20
 
 
+@pytest.mark.parametrize("late", [0.3, 0.6, 0.9, 1.4, 2.2])
+def test_sound_that_is_late_at_first_is_all_heard(late):
+    senses, heard = Senses(0.0), 0
+    for tick in range(200):
+        now = tick * 0.04
+        senses.wait(now)
+        if now >= late:
+            senses.hear(np.full(ROW, 0.1, np.float32), now - late, now)
+        heard += sum(row.samples.all() for row in senses.take(100))
+    assert heard >= 199 - late * 25
+
+
 def test_only_a_second_waits():
     senses = Senses(0.0)
     senses.hear(np.arange(40_000, dtype=np.float32) / 40_000, 3.0, 0.0)

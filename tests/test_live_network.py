@@ -89,12 +89,14 @@ def stats(link) -> dict | None:
 
 
 def sockets(link) -> list[str]:
-    """What the server holds, but for the socket it listens at. A connection without an inode is the kernel's, who waits for the other
-    side's goodbye."""
-    lines = [line.split() for kind in ("udp", "tcp")
-             for line in subprocess.run(link.command(0, "cat", f"/proc/net/{kind}"), capture_output=True, text=True).stdout.splitlines()[1:]]
-    listens = "0A"
-    return [line[1] for line in lines if line[3] != listens and line[9] != "0"]
+    """What the server holds, but for the socket it listens at. A connection without an inode is the kernel's, who waits for the
+    other side's goodbye."""
+    found, listens = [], "0A"
+    for kind in ("udp", "tcp"):
+        table = subprocess.run(link.command(0, "cat", f"/proc/net/{kind}"), capture_output=True, text=True).stdout
+        rows = [line.split() for line in table.splitlines()[1:]]
+        found += [row[1] for row in rows if row[3] != listens and row[9] != "0"]
+    return found
 
 
 def is_forgotten(link) -> None:
@@ -119,7 +121,7 @@ def hears(line: dict, since: dict | None = None) -> bool:
 
 
 def test_webrtc_survives_loss_and_comes_back_after_a_cut(link):
-    client = Process(link.command(1, sys.executable, TESTS / "live_client.py", ORIGIN, TOKEN))
+    client = Process(link.command(1, sys.executable, TESTS / "lossy_client.py", ORIGIN, TOKEN))
     try:
         first = client.until(lambda line: line["frames"] > 30, 20)
         before = client.until(lambda line: line["at"] > first["at"] + 4, 10)
@@ -142,7 +144,7 @@ def test_webrtc_survives_loss_and_comes_back_after_a_cut(link):
 
 @pytest.mark.skipif(not any(map(shutil.which, NAMES)), reason="needs Chromium (apt install chromium)")
 def test_a_page_on_the_socket_survives_loss_and_comes_back_after_a_cut(link):
-    page = Process(link.command(1, sys.executable, TESTS / "live_page.py", ORIGIN, f"token={TOKEN}&media=socket"))
+    page = Process(link.command(1, sys.executable, TESTS / "lossy_page.py", ORIGIN, f"token={TOKEN}&media=socket"))
     try:
         first = page.until(lambda line: line["state"] == "listening" and line["frames"] > 5, 30)
         before = page.until(lambda line: line["at"] > first["at"] + 4, 10)

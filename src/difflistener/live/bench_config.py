@@ -13,7 +13,7 @@ class LiveBench:
     """
 
     seconds: float = 600.0
-    """How long to talk and listen. Growth of memory needs two minutes, the test of the motion about four."""
+    """How long to talk and listen. Growth of memory and the motion need at least two minutes."""
     media: Literal["auto", "rtc", "socket"] = "auto"
     """Way of sound and pictures: WebRTC, the page's WebSocket, or what the page chooses."""
     body_checkpoint: Path | None = None

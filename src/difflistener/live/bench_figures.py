@@ -163,11 +163,11 @@ LEAST_COMMON_S = 4.0
 
 def lag(times: np.ndarray, values: np.ndarray, later_times: np.ndarray, later_values: np.ndarray,
         within: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float] | None:
-    """By how many seconds the clock of a second course is ahead: what happens at t in the first, `values` [n] at `times`, happens at
-    t + lag in the second; and the correlation of what they have in common. None where that is less than 4 s.
+    """By how many seconds the clock of a second course is ahead: what happens at t in the first, `values` [n] at `times`, happens
+    at t + lag in the second; and the correlation of what they have in common. None where that is less than 4 s.
 
-    Both clocks may begin anywhere. The place is that of the best correlation among the lags `within` these bounds where at least half
-    of the shorter one is covered, to a fraction of the grid by a parabola.
+    Both clocks may begin anywhere. The place is that of the best correlation among the lags `within` these bounds where at least
+    half of the shorter one is covered, to a fraction of the grid by a parabola.
     """
     first, second = _on_grid(times, values), _on_grid(later_times, later_values)
     shorter = min(len(first), len(second))

@@ -16,6 +16,8 @@ import time
 from collections import deque
 from pathlib import Path
 
+import numpy as np
+
 from difflistener.errors import UserError, require
 from difflistener.live.bench_config import LiveBench
 
@@ -23,12 +25,12 @@ for package in ("aiohttp", "aiortc"):
     require(package)
 
 from difflistener.live.bench_media import PERIOD_S, draw_person, write_media  # noqa: E402
-from difflistener.live.bench_processes import cpu_seconds, memory_mb  # noqa: E402
+from difflistener.live.bench_processes import cpu_seconds, machine_seconds, memory_mb  # noqa: E402
 from difflistener.live.bench_report import evaluate, read_record, show, time_encoder, unmet  # noqa: E402
 from difflistener.live.browser import Browser, PageError, find_browser, launch  # noqa: E402
-from difflistener.shipped import SHIPPED  # noqa: E402
 from difflistener.motion import FPS  # noqa: E402
 from difflistener.progress import progress  # noqa: E402
+from difflistener.shipped import named  # noqa: E402
 
 START_S, LISTEN_S, STOP_S = 120.0, 30.0, 20.0
 """Seconds that the server has to start, the page to hear and show, and the server to end."""
@@ -59,8 +61,7 @@ def bench_live(config: LiveBench) -> dict:
         raise UserError(f"--json {config.json} is a folder.", "Name a file.")
     find_browser()
     person = draw_person(min(PERIOD_S, config.seconds))
-    machine = {"cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None}
-    body, brain = config.body_checkpoint or SHIPPED / "body", config.brain_checkpoint or SHIPPED / "brain"
+    body, brain = named(config.body_checkpoint or "shipped", "body"), named(config.brain_checkpoint or "shipped", "brain")
     hop_ms = 1000 * read_header(brain).get("block", 1) / FPS
     with tempfile.TemporaryDirectory(prefix="difflistener-bench-") as folder:
         run = Run(config, Path(folder), write_media(person, Path(folder)))
@@ -68,7 +69,7 @@ def bench_live(config: LiveBench) -> dict:
         record = read_record(Path(folder) / "clips")
     course = run.course()
     encode_ms, side = time_encoder(body, record.motion, course["seconds"][-1]["media"])
-    measured = {**machine, **evaluate(course, person, record, hop_ms, encode_ms), "picture_side": side}
+    measured = {"cores": os.cpu_count(), **evaluate(course, person, record, hop_ms, encode_ms), "picture_side": side}
     show(measured)
     if config.json:
         write_json(config.json, {"figures": measured, "course": course})
@@ -111,7 +112,8 @@ class Server:
             while self.address is None:
                 self.check()
                 if time.monotonic() > end:
-                    raise UserError(f"The server did not start within {START_S:g} s.", f"It wrote: {' '.join(self.lines) or 'nothing'}")
+                    raise UserError(f"The server did not start within {START_S:g} s.",
+                                    f"It wrote: {' '.join(self.lines) or 'nothing'}")
                 await asyncio.sleep(0.05)
         except BaseException:
             await self.__aexit__()
@@ -181,26 +183,28 @@ class Run:
             if look["state"] == "listening" and look["frames"] > 0:
                 break
             if look["state"] in ("failed", "busy") or time.monotonic() > end:
+                wrote = [message.text for message in browser.messages][-3:]
                 raise UserError(f"The page does not listen: {look['problem'] or look['state']}",
-                                f"The page wrote: {[message.text for message in browser.messages][-3:]}, the server: {list(server.lines)[-3:]}")
+                                f"The page wrote: {wrote}, the server: {list(server.lines)[-3:]}")
             await asyncio.sleep(0.1)
         await browser.evaluate("window.__probe.start()")
 
     async def _watch(self, browser: Browser, server: Server) -> None:
         await asyncio.sleep(WARM_UP_S)
         begun = time.monotonic()
-        cpu = [cpu_seconds(process) for process in (server.process.pid, browser.pid)]
+        groups = server.process.pid, browser.pid
+        cpu = lambda: np.array([machine_seconds() or np.nan, *(cpu_seconds(group) or np.nan for group in groups)])
+        before = cpu()
         for second, _ in progress(range(int(self._config.seconds) + 1), "listening (s)"):
             await asyncio.sleep(max(begun + second - time.monotonic(), 0))
             server.check()
             look = await browser.evaluate(LOOK)
             self._rows += look.pop("rows")
-            used = [None if before is None else cpu_seconds(process) - before
-                    for process, before in zip((server.process.pid, browser.pid), cpu)]
-            self._seconds.append({"at": time.monotonic() - begun, "memory_mb": memory_mb(server.process.pid), "server_cpu_s": used[0],
-                                  "browser_cpu_s": used[1], **look})
+            used = [None if np.isnan(spent) else float(spent) for spent in cpu() - before]
+            self._seconds.append({"at": time.monotonic() - begun, "memory_mb": memory_mb(server.process.pid),
+                                  **dict(zip(("machine_cpu_s", "server_cpu_s", "browser_cpu_s"), used)), **look})
 
     def course(self) -> dict:
-        """What was seen, ready for JSON: `seconds` (the page and the processes), `rows` (time in ms by the page's clock, level of the
-        microphone, change of the picture or None), `probe` (WebRTC's own statistics), `server` (what it wrote last)."""
+        """What was seen, ready for JSON: `seconds` (the page and the processes), `rows` (time in ms by the page's clock, level of
+        the microphone, change of the picture or None), `probe` (WebRTC's own statistics), `server` (what it wrote last)."""
         return {"seconds": self._seconds, "rows": self._rows, "probe": self._probe, "server": self._wrote}

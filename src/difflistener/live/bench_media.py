@@ -19,7 +19,8 @@ from difflistener.toy.voice import speak
 
 PERIOD_S = 40.0
 FILM_FPS, DRAWN_FPS = 30, 15
-"""Chromium plays every .mjpeg at 30 frames a second. Each of ours is there twice: half the drawing, and as a webcam in a dim room."""
+"""Chromium plays every .mjpeg at 30 frames a second. Each of ours is there twice: half the drawing, and like a webcam in a dim
+room."""
 WIDTH, HEIGHT = 640, 480
 DRAWN = 320
 """Pixels of the square that is drawn, and enlarged to the film's height."""

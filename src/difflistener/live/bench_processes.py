@@ -40,6 +40,15 @@ def memory_mb(group: int) -> float | None:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def machine_seconds() -> float | None:
+    """Processor time that all cores were not idle since the start, what a host took away included."""
+    stat = PROC / "stat"
+    if not stat.is_file():
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(int, stat.read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def _fields(stat: Path) -> list[str]:
     """Fields of a stat file behind the name; none where the process has gone meanwhile."""
     try:

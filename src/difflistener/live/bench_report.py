@@ -19,13 +19,13 @@ ANALYSER_S = 0.011
 """Half of the sound that the page's level is taken from."""
 LONGEST_WAY_S = 5.0
 """No sound takes longer than this to become motion on the page."""
-LEAST_MATCH = 0.4
-"""Correlation below which two courses are not taken for the same."""
+LEAST_MATCH, LEAST_LIKENESS = 0.4, 0.3
+"""Correlation below which two courses of sound are not taken for the same, and one of motion and one of changing pixels; that of
+others is at most 0.2 somewhere in a minute."""
 ENCODED = 150
 
 ROWS = {
     "cores": "processor cores",
-    "load_before": "processes that wanted one before (0 on a quiet machine)",
     "path": "media go over",
     "seconds": "measured for, s",
     "picture_side": "shorter side of the pictures, pixels",
@@ -52,6 +52,7 @@ ROWS = {
     "face_seen": "share of time that the face is seen",
     "server_cpu_percent": "server's processor time, % of a core",
     "browser_cpu_percent": "browser's processor time, % of a core",
+    "others_cpu_percent": "everything else's (0 on a quiet machine), % of a core",
     "memory_mb": "server's memory at the end, MB",
     "memory_growth_mb": "  its growth after the first minute, MB",
     "speech_silence_p": "motion in speech = motion in silence, p",
@@ -109,8 +110,9 @@ def evaluate(course: dict, person: Person, record: Record, hop_ms: float, encode
     span = (last["now"] - first["now"]) / 1000
     paths = sorted({str(one["media"]) for one in seconds})
     away = sum(one["state"] != "listening" for one in seconds)
-    found = {"path": " and ".join(paths), "seconds": span, "away_s": away, "received_fps": (last["frames"] - first["frames"]) / span,
-             "longest_gap_s": figures.longest_gap(np.array([row[0] for row in course["rows"] if row[2] is not None]) / 1000)}
+    shown = np.array([time for time, _, change in course["rows"] if change is not None]) / 1000
+    found = {"path": " and ".join(paths), "seconds": span, "away_s": away, "longest_gap_s": figures.longest_gap(shown),
+             "received_fps": (last["frames"] - first["frames"]) / span}
     found |= _server(seconds) | _way(course, record, hop_ms, encode_ms) | _costs(seconds, span) | _behaviour(record, person)
     parts = [found[name] or 0.0 for name in ("delay_p50_ms", "encode_ms", "network_ms", "jitter_buffer_ms", "decode_ms")]
     stages = [found[name] or 0.0 for name in ("hop_ms", "features_p50_ms", "brain_p50_ms", "body_p50_ms")]
@@ -154,8 +156,9 @@ def _total(rows: list[list], record: Record) -> float | None:
     The record says which sound and which motion belong together. What the page heard is laid on the recorded sound, the changes
     of what it showed on the recorded motion: the difference is how long the one took to become the other.
     """
-    motion = figures.energy(record.motion)
-    moves = np.arange(1, len(motion) + 1) / FPS, motion
+    # The head's turning is what changes most pixels.
+    turning = (np.diff(record.motion[:, ROTATION], axis=0) ** 2).sum(1)
+    moves = np.arange(1, len(turning) + 1) / FPS, turning
     levels = figures.level(record.sound, 160)
     sounds = (np.arange(len(levels)) + 0.5) / 100, levels
     table = np.array([[np.nan if value is None else value for value in row] for row in rows], float).reshape(-1, 3)
@@ -165,7 +168,7 @@ def _total(rows: list[list], record: Record) -> float | None:
         piece = (times >= start) & (times < start + 60)
         new = piece & ~np.isnan(table[:, 2])
         shown = figures.lag(*moves, times[new], table[new, 2])
-        if shown is None or shown[1] < LEAST_MATCH:
+        if shown is None or shown[1] < LEAST_LIKENESS:
             continue
         # The same is said again and again: of its places, only those before the motion can be meant.
         heard = figures.lag(*sounds, times[piece] - ANALYSER_S, table[piece, 1], within=(shown[0] - LONGEST_WAY_S, shown[0]))
@@ -179,9 +182,13 @@ def _costs(seconds: list[dict], span: float) -> dict:
     last = seconds[-1]
     share = lambda name: None if last[name] is None else 100 * (last[name] - seconds[0][name]) / span
     found = {"server_cpu_percent": share("server_cpu_s"), "browser_cpu_percent": share("browser_cpu_s"),
-             "memory_mb": last["memory_mb"], "memory_growth_mb": None}
+             "others_cpu_percent": None, "memory_mb": last["memory_mb"], "memory_growth_mb": None}
+    if last["machine_cpu_s"] is not None:
+        ours = found["server_cpu_percent"] + found["browser_cpu_percent"]
+        found["others_cpu_percent"] = max(share("machine_cpu_s") - ours, 0.0)  # The machine counts ticks: a few per cent are nothing.
     if last["memory_mb"] is not None:
-        found["memory_growth_mb"] = figures.growth(np.array([one["at"] for one in seconds]), np.array([one["memory_mb"] for one in seconds]))
+        times, held = (np.array([one[name] for one in seconds]) for name in ("at", "memory_mb"))
+        found["memory_growth_mb"] = figures.growth(times, held)
     return found
 
 
@@ -190,7 +197,8 @@ def _behaviour(record: Record, person: Person) -> dict:
     generator = np.random.default_rng(0)
     said = figures.level(person.sound)
     places, match = figures.align(figures.level(record.sound), said)
-    found = {"schedule_match": match, "speech_silence_p": None, "speech_silence_ratio": None, "reaction_s": None, "reaction_90": None}
+    found = {"schedule_match": match,
+             **dict.fromkeys(("speech_silence_p", "speech_silence_ratio", "reaction_s", "reaction_90"))}
     if match > LEAST_MATCH:
         moved, nodding = figures.energy(record.motion), np.diff(record.motion[:, ROTATION.start]) ** 2
         contrast = figures.contrast(moved, figures.is_speech(person.turns, len(said))[places[1:]], generator)
@@ -236,4 +244,5 @@ def show(measured: dict) -> None:
 
 def unmet(measured: dict) -> list[str]:
     """Names of the figures that fall short of what is asked."""
-    return [name for name, (_, is_met) in ASKED.items() if measured[name] is not None and not is_met(measured[name], measured["path"])]
+    return [name for name, (_, is_met) in ASKED.items()
+            if measured[name] is not None and not is_met(measured[name], measured["path"])]

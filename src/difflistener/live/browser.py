@@ -211,7 +211,8 @@ class Browser:
         Raises:
             PageError: it raised an exception.
         """
-        result = await self.command("Runtime.evaluate", expression=javascript, awaitPromise=True, returnByValue=True, userGesture=True)
+        result = await self.command("Runtime.evaluate", expression=javascript, awaitPromise=True, returnByValue=True,
+                                    userGesture=True)
         if "exceptionDetails" in result:
             raise PageError(_describe(result["exceptionDetails"]))
         return result["result"].get("value")

@@ -55,25 +55,32 @@ class Senses:
         self._origin: float | None = None  # the speaker's time of index 0
         self._codes: deque[tuple[float, np.ndarray]] = deque(maxlen=_CODES_KEPT)
         self._quiet_since = now
+        self._in_silence = False  # the last sound is filled-in silence
+        self._said = -math.inf  # the speaker's time up to which sound has come, by the clock it last had
 
     # What comes in
 
     def hear(self, samples: np.ndarray, time: float | None, now: float) -> None:
         """Take sound [n] whose first sample is of `time`, or follows on. Raises `ValueError`, see `Listener.push_audio`."""
         samples = _checked_sound(samples)
+        count = len(samples)
         if time is not None:
             time = _checked_time(time)
             ahead = None if self._origin is None else time - self.end
-            if ahead is None or abs(ahead) > MAX_GAP_S:
+            # Sound that is behind filled-in silence came late, but it is new: it is not cut.
+            is_late = self._in_silence and time > self._said - JITTER_S
+            if ahead is None or abs(ahead) > MAX_GAP_S or (is_late and ahead < 0):
+                self._said = -math.inf
                 self._origin = time - self._end_index / SAMPLE_RATE
             elif ahead > JITTER_S:
                 self._fill(round(ahead * SAMPLE_RATE))
             elif ahead < -JITTER_S:
                 samples = samples[round(-ahead * SAMPLE_RATE) :]
+            self._said = max(self._said, time + count / SAMPLE_RATE)
         elif self._origin is None:
             self._origin = 0.0
         if len(samples):
-            self._quiet_since = now
+            self._quiet_since, self._in_silence = now, False
             self._append(samples, now)
 
     def see(self, codes: np.ndarray, time: float | None) -> None:
@@ -99,6 +106,7 @@ class Senses:
             return
         self._origin = 0.0 if self._origin is None else self._origin
         self._quiet_since += rows / FPS
+        self._in_silence = True
         self._fill(min(rows, round(MAX_WAITING_S * FPS)) * SAMPLES_PER_FRAME)
 
     def _fill(self, count: int) -> None:

@@ -1,6 +1,6 @@
 """What a page does, without a browser: talks to a server of `difflistener live` over WebRTC, and begins anew when it hears nothing.
 
-    python live_client.py URL TOKEN      (prints a JSON line twice a second, until it is ended)
+    python lossy_client.py URL TOKEN      (prints a JSON line twice a second, until it is ended)
 """
 
 import asyncio
@@ -50,7 +50,8 @@ class Page:
         tasks, peer = [], RTCPeerConnection(RTCConfiguration(iceServers=[]))
         try:
             async with aiohttp.ClientSession() as http:
-                async with http.ws_connect(f"{self.url}/session", max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=1)) as socket:
+                patience = aiohttp.ClientWSTimeout(ws_close=1)
+                async with http.ws_connect(f"{self.url}/session", max_msg_size=0, timeout=patience) as socket:
                     await socket.send_json({"type": "hello", "media": "rtc", "page": "client", "token": self.token})
                     while True:
                         message = await asyncio.wait_for(socket.receive(), SILENT_S)
