@@ -20,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from difflistener.clip import replacing
 from difflistener.progress import progress
+from difflistener.toy.faces import DOINGS
 
 BASIS_PEOPLE, BASIS_FRAMES = 64, 200
 DOINGS_PEOPLE, DOINGS_FRAMES, DOINGS_STILL = 32, 400, 150
@@ -31,7 +33,6 @@ depth is mostly noise); torso 1.2 and 1 % of a picture's width and 1.4 degrees."
 BODY_SIZE, BODY_GAUSSIANS, BODY_STEPS, BODY_BATCH, BODY_SECONDS = 320, 11_000, 1500, 3, 44.0
 FILM_CRF = 8
 BRAIN_HOURS, BRAIN_TEST_HOURS, BRAIN_STEPS, STUDENT_STEPS = 80.0, 0.3, 9000, 2400
-DOINGS = ("smile", "brow", "blink", "gaze_yaw", "gaze_pitch", "mouth")
 
 
 # -------------------------------------------------------------------------------------------------------- basis
@@ -74,10 +75,8 @@ def tracked(path: Path, make) -> dict[str, np.ndarray]:
     if not path.is_file():
         about, frames = make()
         landmarks, valid = track_landmarks(frames, path.stem)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        np.savez(temporary, landmarks=landmarks, valid=valid, **about)
-        temporary.replace(path)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, landmarks=landmarks, valid=valid, **about)
     return dict(np.load(path))
 
 
@@ -105,9 +104,8 @@ def make_doings(given: argparse.Namespace) -> dict:
     tensors = {name: np.ascontiguousarray(np.stack([m[k] for m in maps]), np.float32)
                for k, name in enumerate(("directions", "rest", "spread"))}
     header = {"library": "difflistener", "type": "doings", "format": "1", "basis": basis.id, "doings": ",".join(DOINGS)}
-    temporary = given.out / ".doings.safetensors"
-    save_file(tensors, temporary, metadata=header)
-    temporary.replace(given.out / "doings.safetensors")
+    with replacing(given.out / "doings.safetensors") as temporary:
+        save_file(tensors, temporary, metadata=header)
     scores = np.array([read_back(people, number) for number in range(len(people))])
     for number, row in enumerate(scores):
         print(f"person {number}: R2 of " + ", ".join(f"{name} {score:.2f}" for name, score in zip(DOINGS, row, strict=True)))
@@ -174,6 +172,7 @@ def make_body(given: argparse.Namespace) -> dict:
 
     from difflistener.body.config import BodyTraining
     from difflistener.body.train import train_body
+    from difflistener.checkpoint import how_to_go_on
     from difflistener.prepare.config import Prepare
     from difflistener.prepare.pipeline import prepare
 
@@ -181,10 +180,9 @@ def make_body(given: argparse.Namespace) -> dict:
     if not film.is_file():
         write_listener(film, given.seed)
     prepared = prepare(Prepare(out=clip, listener=film, basis=given.out / "basis.safetensors", size=BODY_SIZE, resume=clip.exists()))
-    resume = (body / "training_state" / "state.safetensors").is_file()
     summary = train_body(BodyTraining(
         clip, body, resolution=BODY_SIZE, gaussians=BODY_GAUSSIANS, steps=BODY_STEPS, batch_size=BODY_BATCH, seed=given.seed, device=given.device,
-        consent="Nobody: a procedural character of difflistener.toy.", resume=resume, overwrite=body.exists() and not resume))
+        consent="Nobody: a procedural character of difflistener.toy.", **how_to_go_on(body)))
     (given.out / "body").mkdir(exist_ok=True)
     for name in ("model.safetensors", "config.json", "README.md"):
         shutil.copyfile(body / name, given.out / "body" / name)
@@ -241,41 +239,24 @@ def make_brain(given: argparse.Namespace) -> dict:
                                                           "licences": ["drawn by difflistener corpus; no person"]}],
                                                 "recipe": "recipes/shipped.py"})
     megabytes = sum(file.stat().st_size for file in (given.out / "brain").iterdir()) / 1e6
-    return {"megabytes": round(megabytes, 2), "answers": answers_of(given.out, corpus)}
+    return {"megabytes": round(megabytes, 2), "answers": answers_of(given, corpus)}
 
 
-def answers_of(shipped: Path, corpus: Path) -> dict[str, dict[str, float]]:
-    """How often the shipped brain answers what the speakers of the test conversations do, and how late, beside the law."""
-    import torch
-
+def answers_of(given: argparse.Namespace, corpus: Path) -> dict[str, dict]:
+    """How the shipped brain answers what the speakers of the test conversations do, and how the law did."""
     from difflistener.brain.model import Brain
-    from difflistener.corpus import clips_of, read_truth
-    from difflistener.dataset import load_pair
-    from difflistener.clip import Clip
-    from difflistener.toy.detect import answers, detect
+    from difflistener.corpus import clips_of
+    from difflistener.dataset import load_pairs
+    from difflistener.evaluate.brain import read_scene
+    from difflistener.evaluate.brain_rows import BrainRow, react
+    from difflistener.evaluate.brain_scores import event_answers
+    from difflistener.evaluate.report import plain
     from difflistener.toy.faces import Faces
-    from difflistener.toy.reactions import questions
 
-    brain, faces = Brain.from_pretrained(shipped / "brain"), Faces.load(shipped)
-    told: dict[str, list] = {}
-    for path, _ in progress(clips_of(corpus, "test"), "answers"):
-        pair, truth = load_pair(path, "logmel"), read_truth(Clip.open(path, check=False))
-        audio, face = (torch.from_numpy(np.array(feature, np.float32)) for feature in (pair.audio, pair.expression))
-        made = brain.generate(audio, face, attitude=truth.attitude).numpy()
-        for who, motion in (("brain", made), ("law", np.array(pair.motion))):
-            found = detect(motion, faces.read)
-            for asked in questions(truth.script, truth.attitude, truth.law):
-                late = answers(found[asked.kind], asked.times, *asked.window)
-                told.setdefault(asked.name, []).append((who, asked.probability, late))
-    figures = {}
-    for name, rows in told.items():
-        late = {who: np.concatenate([row[2] for row in rows if row[0] == who]) for who in ("brain", "law")}
-        stated = np.concatenate([np.full(len(row[2]), row[1]) for row in rows if row[0] == "law"])
-        figures[name] = {"stated": round(float(stated.mean()), 3)}
-        for who, delays in late.items():
-            figures[name] |= {who: round(float(np.isfinite(delays).mean()), 3),
-                              f"{who}_delay_s": round(float(np.nanmean(delays)), 3) if np.isfinite(delays).any() else None}
-    return figures
+    scenes = [read_scene(pair) for pair in load_pairs(clips_of(corpus, "test"), "logmel")]
+    brain = BrainRow(Brain.from_pretrained(given.out / "brain"), None, tell=True)
+    made = {"brain": react(brain, scenes, 1, given.seed, "answers"), "law": [scene.truth[None] for scene in scenes]}
+    return {who: plain(event_answers(scenes, motion, Faces.load(given.out).read)[0]) for who, motion in made.items()}
 
 
 PARTS = {"basis": make_basis, "doings": make_doings, "body": make_body, "brain": make_brain}

@@ -88,9 +88,9 @@ class FakeChoices(Choices):
     """Two bodies and a brain without weights."""
 
     def __init__(self):
-        config = SimpleNamespace(uses_face=True, distilled=False, audio_guidance=1.0, face_guidance=1.0)
+        config = SimpleNamespace(distilled=False, audio_guidance=1.0, face_guidance=1.0)
         self.bodies = {name: SimpleNamespace(config=SimpleNamespace(basis="x", width=SIZE, height=SIZE)) for name in ("ann", "bob")}
-        self.brains = {"brain": SimpleNamespace(basis="x", config=config, landmark_basis=None)}
+        self.brains = {"brain": SimpleNamespace(basis="x", config=config, landmark_basis=None, sees=False)}
         self.made = []
 
     def listener(self, settings, record=None):

@@ -1,19 +1,16 @@
 """Random people: do the further expressions do what their names say, and is what ships made of them?"""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from safetensors import safe_open
 
-import difflistener
 from difflistener import toy
 from difflistener.basis import LandmarkBasis
+from difflistener.shipped import SHIPPED
 from difflistener.toy import people
 from difflistener.toy.anatomy import EYE_X, EYE_Y, FURTHER, MOUTH_HALF, MOUTH_Y, Head, Shape
 from difflistener.toy.face import Renderer
 
-SHIPPED = Path(difflistener.__file__).parent / "shipped"
 SPEAKER, LISTENER = (157.80876, 52.86604), (162.52227, 49.13786)
 """Mean and deviation of five pictures each."""
 BASIS_ID = "landmark:b40d8429836a"

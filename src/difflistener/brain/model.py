@@ -150,6 +150,11 @@ class Brain(nn.Module):
     def basis(self) -> str:
         return self.config.basis
 
+    @property
+    def sees(self) -> bool:
+        """Whether a picture of the speaker is of use: it looks at faces, in a landmark basis."""
+        return self.config.uses_face and self.landmark_basis is not None
+
     # Checkpoints
 
     @classmethod

@@ -9,6 +9,7 @@ buries the answers, and an energy score hardly tells the law from noise with its
 Knows nothing of brains or files. Axes: K samples, W windows, T frames at 25 fps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,9 +93,9 @@ def silent_starts(scene: Scene) -> np.ndarray:
     return np.concatenate([np.zeros(0, int), *starts])
 
 
-def event_answers(scenes: list[Scene], reactions: list[np.ndarray]) -> tuple[dict, dict[str, np.ndarray]]:
+def event_answers(scenes: list[Scene], reactions: list[np.ndarray], read: Callable = read) -> tuple[dict, dict[str, np.ndarray]]:
     """For each question of the law: how often and when it was answered, beside what the law says (`law`: given the
-    attitude; `law_untold`: the mean over attitudes); and all delays."""
+    attitude; `law_untold`: the mean over attitudes); and all delays. `read` as of `detect`."""
     found: dict[str, list] = {}
     rate: dict[str, list] = {}
     for scene, samples in zip(scenes, reactions):
@@ -103,7 +104,7 @@ def event_answers(scenes: list[Scene], reactions: list[np.ndarray]) -> tuple[dic
                           for attitude in ATTITUDES], 0)
         seconds = len(scene) / FPS
         for motion in samples:
-            events = detect(motion)
+            events = detect(motion, read)
             for kind, starts in events.items():
                 rate.setdefault(kind, []).append(60 * len(starts) / seconds)
             for question, untold in zip(asked, chance):

@@ -120,8 +120,7 @@ class Choices:
 
     def _describe(self, name: str) -> dict:
         brain, config = self.brains[name], self.brains[name].config
-        sees = config.uses_face and brain.landmark_basis is not None
-        return {"name": name, "bodies": self._bodies_of(name), "sees": sees, "guidance_is_free": not config.distilled,
+        return {"name": name, "bodies": self._bodies_of(name), "sees": brain.sees, "guidance_is_free": not config.distilled,
                 "audio_guidance": config.audio_guidance, "face_guidance": config.face_guidance}
 
 

@@ -116,7 +116,7 @@ class Listener:
     @property
     def sees(self) -> bool:
         """Whether `push_video` is of use: the brain looks at faces, in a landmark basis, and `track` is on."""
-        return self._track and self._brain.config.uses_face and self._brain.landmark_basis is not None
+        return self._track and self._brain.sees
 
     # What comes in: all of these return at once, from any thread, and do nothing after `close`
 
