@@ -87,6 +87,10 @@ def test_files_that_are_no_faces_are_refused(tmp_path, change, said):
     assert said in error.value.problem
     with pytest.raises(UserError, match="no procedural faces"):
         Faces.load(tmp_path)
+    for content in (b"", b"no tensors at all"):
+        (tmp_path / "faces" / "doings.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match="is damaged"):
+            Faces.load(tmp_path / "faces")
 
 
 def test_a_microphone_changes_level_and_adds_noise():

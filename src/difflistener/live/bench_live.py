@@ -60,9 +60,10 @@ def bench_live(config: LiveBench) -> dict:
     if config.json and config.json.is_dir():
         raise UserError(f"--json {config.json} is a folder.", "Name a file.")
     find_browser()
-    person = draw_person(min(PERIOD_S, config.seconds))
     body, brain = named(config.body_checkpoint or "shipped", "body"), named(config.brain_checkpoint or "shipped", "brain")
+    read_header(body)  # Before a film is drawn for a checkpoint that is none.
     hop_ms = 1000 * read_header(brain).get("block", 1) / FPS
+    person = draw_person(min(PERIOD_S, config.seconds))
     with tempfile.TemporaryDirectory(prefix="difflistener-bench-") as folder:
         run = Run(config, Path(folder), write_media(person, Path(folder)))
         asyncio.run(_until_told(run))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from difflistener.basis import MAX_CODE, NUM_FACE, NUM_POSTURE, POSTURE, LandmarkBasis
@@ -55,7 +56,10 @@ class Faces:
         file = folder / "doings.safetensors"
         if not file.is_file():
             raise UserError(f"There are no procedural faces at {file}.", "Make them with recipes/shipped.py, or leave --faces out.")
-        arrays = {name: array.astype(np.float64) for name, array in load_file(file).items()}
+        try:
+            arrays = {name: array.astype(np.float64) for name, array in load_file(file).items()}
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged ({error}).", "Copy it again, or make it again with recipes/shipped.py.") from error
         shapes = {name: array.shape[1:] for name, array in arrays.items()}
         if shapes != {"directions": (NUM_EXPRESSION, len(DOINGS)), "rest": (NUM_EXPRESSION,), "spread": (NUM_EXPRESSION,)}:
             raise UserError(f"{file} holds {shapes}, not directions, rest and spread of faces.", "Make it again with recipes/shipped.py.")
