@@ -10,6 +10,7 @@ from difflistener.errors import UserError
 from difflistener.experiment import rows
 from difflistener.experiment.cells import Cells
 from difflistener.experiment.config import Experiment
+from difflistener.experiment.plots import best_of_each
 from difflistener.experiment.report import Cell, Finished, write_report
 from difflistener.experiment.run import experiment, load_recipe
 
@@ -88,6 +89,16 @@ def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
     assert set(json.loads((out / "results.json").read_text())["tables"]["Brains"]) == {"average"}
     monkeypatch.setattr(rows.Scorer, "score", real)
     assert experiment(Experiment(recipe, out, device="cpu", resume=True))["kept"] == 1 + 2 + 1
+
+
+def test_the_pictures_show_the_best_row_of_each_brain():
+    def cell(brain, energy):
+        trained = {"brain": brain, "train_seconds": 1.0} if brain else {}
+        return Cell(None, "", trained | {"energy": {"reaction": energy}})
+
+    cells = {"one step": cell("dit", 0.7), "regression": cell("regression", 0.9), "fifteen": cell("dit", 0.5), "law": cell(None, 0.4),
+             "fifty": cell("dit", 0.6)}
+    assert best_of_each(cells) == ["regression", "fifteen"]
 
 
 def test_a_cell_is_its_settings(tmp_path):

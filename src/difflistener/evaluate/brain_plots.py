@@ -34,8 +34,9 @@ def plot_fan(path: Path, truth: np.ndarray, rows: dict[str, np.ndarray], script:
                     if t[0] < time < t[-1]:
                         axis.axvline(time, color="tab:red", linewidth=0.8, linestyle=":")
                 axis.set_ylabel(label)
+                count = "1 sample" if len(motion) == 1 else f"{len(motion)} samples"
                 note = ", causes dotted" if script else ""
-                axis.set_title(f"{name}: {len(motion)} samples, truth black{note}" if row == 0 else "", fontsize=9)
+                axis.set_title(f"{name}: {count}, truth black{note}" if row == 0 else "", fontsize=9)
                 axis.set_xlabel("seconds" if row == len(views) - 1 else "")
 
 

@@ -10,7 +10,7 @@ from difflistener.evaluate.brain_plots import Axes, plot_events, plot_fan
 from difflistener.experiment.cells import Cell
 from difflistener.experiment.rows import EXAMPLE
 
-MOST_ROWS = 4
+MOST_ROWS = 5
 STRIP_WIDTH = 1600
 
 
@@ -20,9 +20,8 @@ def is_trained(result: dict[str, Any]) -> bool:
 
 
 def plot_examples(fan: Path, delays: Path, cells: dict[str, Cell]) -> None:
-    """Reactions and delays of the trained rows, as many as there is room for, and of the law."""
-    trained = [name for name, cell in cells.items() if is_trained(cell.result)]
-    examples = {name: _example(cells[name]) for name in [*_spread_over(trained, MOST_ROWS), "law"]}
+    """Reactions and delays of the best row of each trained brain, as many as there is room for, and of the law."""
+    examples = {name: _example(cells[name]) for name in [*_spread_over(best_of_each(cells), MOST_ROWS), "law"]}
     plot_fan(fan, _example(cells["truth"])["reactions"][0], {name: example["reactions"] for name, example in examples.items()})
     plot_events(delays, {name: (cells[name].result["events"], {key.removeprefix("delays "): value for key, value in example.items()})
                          for name, example in examples.items()})
@@ -68,6 +67,16 @@ def plot_strips(path: Path, sheets: dict[str, Path]) -> None:
 def _example(cell: Cell) -> dict[str, np.ndarray]:
     with np.load(cell.folder / EXAMPLE) as arrays:
         return dict(arrays)
+
+
+def best_of_each(cells: dict[str, Cell]) -> list[str]:
+    """The row of each trained brain that reacts best, in the order of `cells`."""
+    best: dict[str, str] = {}
+    for name, cell in cells.items():
+        if is_trained(cell.result):
+            brain = cell.result["brain"]
+            best[brain] = min(best.get(brain, name), name, key=lambda row: cells[row].result["energy"]["reaction"])
+    return [name for name in cells if name in best.values()]
 
 
 def _spread_over(names: list[str], most: int) -> list[str]:
