@@ -17,7 +17,7 @@ from difflistener.errors import UserError
 from difflistener.metrics.honest import lagged_correlation
 from difflistener.metrics.motion import Moments, frechet, spectrum, variance
 from difflistener.metrics.presets import PRESETS
-from difflistener.metrics.published import Correlation, Sequence, Steps, Variance, diversity, sid
+from difflistener.metrics.published import Correlation, Sequence, Steps, Variance, bilateral, diversity, sid
 
 CLIPS = Path(os.environ.get("DIFFLISTENER_CLIPS", Path(__file__).parents[2] / "shared" / "clips"))
 EXP, ROT, JAW, POSE = slice(0, 50), slice(50, 53), slice(53, 56), slice(50, 56)
@@ -154,6 +154,34 @@ def test_the_arguments_of_sid_matter(clips):
     assert all(abs(published[group] - right[group]) > 1e-3 for group in SMALL)
 
 
+def test_the_l2_of_learning2listen_is_what_its_code_prints():
+    """np.mean(np.linalg.norm(truth - pred, axis=-1)) without 32 frames, of numbers over `data.std(axis=1).std(axis=0)`, as the
+    authors' code has it, the truth through cv2.bilateralFilter(column, 5, 20, 20)."""
+    cv2 = pytest.importorskip("cv2")
+    clips = [sequence(frames, seed, truth=size * motion(frames, seed)) for frames, seed, size in ((64, 1, 1), (64, 2, 2), (90, 3, 5))]
+    smooth = [np.stack([cv2.bilateralFilter(column.astype(np.float32), 5, 20, 20).ravel() for column in c.truth.T], 1) for c in clips]
+    std = np.std([part.std(axis=0) for part in smooth], axis=0)
+    expected = np.concatenate([np.linalg.norm((part - c.pred)[32:] / std, axis=1) for c, part in zip(clips, smooth)]).mean()
+    assert PRESETS["l2l"].score(clips)["L2"]["all"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_l2_of_learning2listen_needs_two_clips(clips):
+    """By hand: two clips that sway by deviations of 1 and 3, so that a unit is 1; the prediction is off by 2 in one column from
+    frame 32 on, by 100 in all before: 2."""
+    sway = np.sqrt(2) * np.sin(np.arange(1000) * 2 * np.pi / 100)  # So slow that smoothing takes nothing from it.
+    made = []
+    for size in (1, 3):
+        truth = np.repeat(size * sway[:, None], 56, 1)
+        pred = bilateral(truth)
+        pred[:32] += 100
+        pred[:, 7] += 2
+        made.append(Sequence(pred, truth))
+    assert PRESETS["l2l"].score(made)["L2"]["all"] == pytest.approx(2, rel=0.01)
+    assert "L2" not in PRESETS["l2l"].score(clips[:1])
+    with pytest.raises(UserError, match="at least 33"):
+        PRESETS["l2l"].score([sequence(32, 1)])
+
+
 @pytest.mark.parametrize("name", ["avatar-forcing", "l2l"])
 def test_avatar_forcing_and_l2l_are_the_plain_arithmetic(clips, name):
     groups = {"expression": EXP, "pose": POSE}
@@ -166,7 +194,10 @@ def test_avatar_forcing_and_l2l_are_the_plain_arithmetic(clips, name):
     else:
         expected |= {"Var flat": {key: np.var(pred[:, g]) for key, g in groups.items()},
                      "rPCC": {key: plain_rpcc(pred[:, g], truth[:, g], speaker[:, g]) for key, g in groups.items()}}
-    agree(PRESETS[name].score(clips), expected)
+    scores = PRESETS[name].score(clips)
+    assert ("L2" in scores) == (name == "l2l")
+    scores.pop("L2", None)
+    agree(scores, expected)
 
 
 def test_vico_l1_pools_frames_of_all_clips():

@@ -171,6 +171,41 @@ class Steps:
         return float(np.sqrt(10 * self._sum))
 
 
+class StandardisedL2:
+    """Mean over the frames of all clips, but for the first `skip` of each, of the Euclidean distance of prediction and
+    smoothed truth, every column in units of the deviation *between clips* of its deviation over time. None for one clip,
+    which has no such unit. Holds the differences of all clips."""
+
+    def __init__(self, skip: int):
+        self.skip = skip
+        self._off, self._units = [], []
+
+    def add(self, pred: np.ndarray, truth: np.ndarray) -> None:
+        truth = bilateral(truth)
+        self._units.append(truth.std(0))
+        self._off.append((pred - truth)[self.skip :])
+
+    def value(self) -> float | None:
+        if len(self._off) < 2:
+            return None
+        return float(np.linalg.norm(np.concatenate(self._off) / (np.std(self._units, 0) + 1e-10), axis=1).mean())
+
+
+def bilateral(frames: np.ndarray, reach: int = 2, sigma: float = 20.0) -> np.ndarray:
+    """OpenCV's bilateral filter of each column of frames [T, D] as a picture one pixel wide, mirrored at its ends: means
+    over 2 `reach` + 1 frames, weighted by the pixels of a round window in that row, and by exp(-difference^2 / 2 sigma^2)."""
+    across = np.arange(-reach, reach + 1)
+    square = across[:, None] ** 2 + across**2
+    weights = (np.exp(-square / (2 * sigma**2)) * (square <= reach**2)).sum(1)
+    padded = np.pad(frames, ((reach, reach), (0, 0)), "reflect")
+    total, norm = np.zeros_like(frames), np.zeros_like(frames)
+    for shift, weight in enumerate(weights):
+        near = padded[shift : shift + len(frames)]
+        weight = weight * np.exp(-((near - frames) ** 2) / (2 * sigma**2))
+        total, norm = total + weight * near, norm + weight
+    return total / norm
+
+
 def diversity(frames: np.ndarray, pairs: int, generator: np.random.Generator) -> float:
     """Mean Euclidean distance of `pairs` pairs of frames [T, D]: two sets of frames, each without repetition, drawn
     independently, so that a frame can meet itself. Needs T >= pairs."""
