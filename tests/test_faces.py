@@ -41,7 +41,7 @@ def faces(tmp_path):
 
 def test_what_the_listener_does_is_read_back(faces):
     generator = np.random.default_rng(0)
-    doings = {name: generator.uniform(0, 1, 200) for name in (*DOINGS, "lean", "turn")}
+    doings = {name: generator.uniform(0, 0.8, 200) for name in (*DOINGS, "lean", "turn")}  # More, all at once, passes MAX_CODE.
     found = faces.read(faces.listen(doings, generator))
     for name in DOINGS:
         assert np.abs(found[name] - doings[name]).max() < 0.15, name

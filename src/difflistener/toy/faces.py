@@ -38,6 +38,8 @@ STEADY = 0.3
 """Posture of a listener who sits and listens, against that of people at a camera."""
 CALM = 0.04
 """Deviation of a listener's codes beyond its doings."""
+SHUT = 1.3
+"""How far along its line a listener's blink goes: lids move along a curve, and the line of the codes stops short of closed."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Faces:
         """Codes [T, 50] float32 of the listener's doings [T] by name; "lean" and "turn" move its posture."""
         frames = len(doings["smile"])
         values = np.stack([doings[name] for name in DOINGS], 1)
-        codes = self.rest[0] + values @ self.directions[0].T
+        codes = self.rest[0] + values @ self._listener.T
         codes[:, :NUM_FACE] += CALM * coloured(frames, NUM_FACE, 0.25, generator)
         codes[:, POSTURE] = STEADY * self._posture(doings, frames, generator)
         return np.clip(codes, -MAX_CODE, MAX_CODE).astype(np.float32)
@@ -92,8 +94,13 @@ class Faces:
     def read(self, codes: np.ndarray) -> dict[str, np.ndarray]:
         """The listener's doings [..., T] by name, of codes [..., T, 50]."""
         face = slice(0, NUM_FACE)
-        values = (np.asarray(codes, np.float64)[..., face] - self.rest[0, face]) @ np.linalg.pinv(self.directions[0, face]).T
+        values = (np.asarray(codes, np.float64)[..., face] - self.rest[0, face]) @ np.linalg.pinv(self._listener[face]).T
         return {name: values[..., index] for index, name in enumerate(DOINGS)}
+
+    @property
+    def _listener(self) -> np.ndarray:
+        """[50, 6] What a unit of the listener's doings moves."""
+        return self.directions[0] * np.where(np.array(DOINGS) == "blink", SHUT, 1.0)
 
     @staticmethod
     def _posture(doings: dict[str, np.ndarray], frames: int, generator: np.random.Generator) -> np.ndarray:
