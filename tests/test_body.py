@@ -22,7 +22,7 @@ from difflistener.body.deformation import MARGIN, LinearDeformation, soft_clamp
 from difflistener.body.gaussians import GROUPS, SHARES, Reference, seed_gaussians
 from difflistener.body.geometry import matrix_from_axis_angle, multiply, quaternion_from_axis_angle
 from difflistener.body.model import Body, Follow
-from difflistener.body.train import train_body
+from difflistener.body.train import resolve, train_body
 from difflistener.checkpoint import save_checkpoint
 from difflistener.clip import MASK_LABELS, Clip, MaskWriter, write_json
 from difflistener.errors import UserError
@@ -191,6 +191,24 @@ def test_seeds_stand_where_their_labels_are():
     lips = template()[[78, 308, 13, 14]]
     mouth = found.means[found.group == GROUPS["mouth"]].numpy()
     assert (mouth[:, 0] >= lips[:, 0].min()).all() and (mouth[:, 0] <= lips[:, 0].max()).all()
+
+
+def test_the_back_of_the_skull_is_not_coloured_by_the_face_before_it():
+    """Hair .2, skin .8: behind the cheeks hair down to the lips, skin below; before them what the picture shows."""
+    where = reference()
+    shades = np.select([where.labels == MASK_LABELS["hair"], where.labels == MASK_LABELS["head"]], [0.2, 0.8], 0.5)
+    where.image[:] = shades[..., None]
+    codes = np.zeros((14, 478, 3))
+    found = seed_gaussians(4000, template(), codes, where, MASK_LABELS, np.random.default_rng(0))
+    pixel, _ = seeds_in_picture(found, "hair", where)
+    column, row = np.floor(pixel + 1e-4).astype(int).T
+    is_hair = found.group == GROUPS["hair"]
+    points, colors = found.means[is_hair].numpy(), found.colors[is_hair][:, 0].numpy()
+    back = points[:, 2] > template()[[234, 454], 2].mean()
+    high = points[:, 1] < template()[13, 1]
+    assert (back & ~high).sum() > 20 and (back & high).sum() > 50 and (~back).sum() > 50
+    assert np.allclose(colors[back & high], 0.2) and np.allclose(colors[back & ~high], 0.8)
+    assert np.mean(np.isclose(colors, shades[row, column])[~back]) > 0.99
 
 
 def test_a_picture_without_a_torso_is_seeded_on_the_person():
@@ -439,6 +457,19 @@ def test_training_learns_the_person(trained):
     assert len(losses) == 60 and np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
     assert summary["test_psnr"] > summary["mean_frame_psnr"] + 1
     assert rows(out)[-1]["test_psnr"] > rows(out)[0]["test_psnr"]
+
+
+def test_what_no_frame_shows_keeps_the_colour_of_its_start(clip, tmp_path):
+    """A Gaussian that cannot be seen is drawn back to the colour it had: d/dc w (c - c0)^2 / 3N = 2 w 0.3 / 3N."""
+    config = resolve(BodyTraining(clip, tmp_path / "body", gaussians=800, batch_size=3, device="cpu"), SIZE)
+    data, labels = load_body_data(Clip.open(clip), None, tmp_path / "pictures")
+    body = train_linear.start_body(data, labels, Clip.open(clip).basis, config)
+    trainer = train_linear._Trainer(body, data, config)
+    with torch.no_grad():
+        body.opacity_logits[5] = -40
+        body.colors[5] += 0.3
+    trainer.step(0)
+    assert torch.allclose(body.colors.grad[5], torch.tensor(2 * train_linear.COLOR_WEIGHT * 0.3 / 2400), rtol=1e-3)
 
 
 def test_training_leaves_a_body_with_its_scores(trained, clip):

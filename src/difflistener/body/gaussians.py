@@ -17,6 +17,10 @@ FOREHEAD = 10
 CHEEKS = (234, 454)
 
 GROUPS = {"face": 0, "mouth": 1, "hair": 2, "torso": 3}
+UPPER_LIP = 13
+"""At its height hair ends on a neck, if not below."""
+HAIR_ENDS = 0.98
+"""Share of the hair's pixels above which its lowest ones are left out."""
 SHARES = {"face": 0.42, "mouth": 0.05, "hair": 0.25}
 """Share of the budget by group; the torso takes the rest."""
 
@@ -69,7 +73,7 @@ def seed_gaussians(
     return Seeds(
         means=torch.tensor(means, dtype=torch.float32),
         bases=torch.tensor(np.concatenate([face_bases, mouth_bases, still]), dtype=torch.float32),
-        colors=torch.tensor(_look_up(means, reference), dtype=torch.float32),
+        colors=torch.tensor(_colors(means, group, template, reference, labels), dtype=torch.float32),
         group=torch.tensor(group),
         rigid=torch.tensor(rigid, dtype=torch.float32),
     )
@@ -173,6 +177,14 @@ def _lands_on(points, reference, mask):
     return seen & mask[uv[:, 1], uv[:, 0]]
 
 
-def _look_up(points, reference):
+def _colors(points, group, template, reference, labels):
+    """Colours of the pixels that points fall on. The back of the skull, which no pixel shows, has that of hair down to the
+    lips, or as far down as hair is seen, and of skin below."""
     uv, _ = _pixel(points, reference)
-    return reference.image[uv[:, 1], uv[:, 0]]
+    colors = reference.image[uv[:, 1], uv[:, 0]]
+    hair, head = (reference.labels == labels[name] for name in ("hair", "head"))
+    back = (group == GROUPS["hair"]) & (points[:, 2] > template[list(CHEEKS), 2].mean())
+    if hair.any() and head.any():
+        is_hair = (points[:, 1] < template[UPPER_LIP, 1]) | (uv[:, 1] <= np.quantile(np.nonzero(hair)[0], HAIR_ENDS))
+        colors[back] = np.where(is_hair[back, None], np.median(reference.image[hair], 0), np.median(reference.image[head], 0))
+    return colors

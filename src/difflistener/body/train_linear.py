@@ -34,6 +34,8 @@ NUM_BASES = 20
 SSIM_WEIGHT = 0.2
 OUTSIDE_WEIGHT = 0.1
 BASIS_WEIGHT = 1e-3
+COLOR_WEIGHT = 0.02
+"""Of the squared difference to the colours of the start: what no frame shows keeps a colour that it could have."""
 SMOOTH_WEIGHTS = {"position": 300.0, "color": 30.0, "opacity": 1.2}
 """Of the squared difference between the bases of neighbouring Gaussians."""
 NEIGHBOURS = 8
@@ -155,6 +157,7 @@ class _Trainer:
         means = body.means.detach().cpu().numpy()
         self.neighbours = torch.from_numpy(cKDTree(means).query(means, NEIGHBOURS + 1)[1][:, 1:].T.copy()).to(config.device)
         self.chance = _rarity(data, config.seed)
+        self.seeded = body.colors.detach().clone()
 
     def step(self, step: int) -> torch.Tensor:
         """Loss of one batch, with gradients left in the body. The batch depends on the seed and the step alone."""
@@ -176,6 +179,7 @@ class _Trainer:
             + SSIM_WEIGHT * (1 - ssim(pictures, truth).mean())
             + OUTSIDE_WEIGHT * (alpha[..., 0] * outside).mean()
             + BASIS_WEIGHT * size
+            + COLOR_WEIGHT * ((self.body.colors - self.seeded) ** 2).mean()
             + sum(weight * _roughness(getattr(deformation, name), neighbour) for name, weight in SMOOTH_WEIGHTS.items())
         )
         loss.backward()
