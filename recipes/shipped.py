@@ -255,7 +255,7 @@ def answers_of(given: argparse.Namespace, corpus: Path) -> dict[str, dict]:
 
     scenes = [read_scene(pair) for pair in load_pairs(clips_of(corpus, "test"), "logmel")]
     brain = BrainRow(Brain.from_pretrained(given.out / "brain"), None, tell=True)
-    made = {"brain": react(brain, scenes, 1, given.seed, "answers"), "law": [scene.truth[None] for scene in scenes]}
+    made = {"brain": react(brain, scenes, 8, given.seed, "answers"), "law": [scene.truth[None] for scene in scenes]}
     return {who: plain(event_answers(scenes, motion, Faces.load(given.out).read)[0]) for who, motion in made.items()}
 
 
