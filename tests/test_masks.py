@@ -7,8 +7,8 @@ from difflistener.clip import MASK_LABELS, MaskWriter, read_masks
 
 cv2 = pytest.importorskip("cv2")
 
-from difflistener.prepare.face_points import FACE_OVAL, INNER_LIPS  # noqa: E402
-from difflistener.prepare.masks import CHIN, FOREHEAD, SKIN, Plate, fill_smooth, label_frames, sharpen  # noqa: E402
+from difflistener.prepare.face_points import CHIN, FACE_OVAL, FOREHEAD, INNER_LIPS  # noqa: E402
+from difflistener.prepare.masks import SKIN, Plate, fill_smooth, label_frames, sharpen  # noqa: E402
 
 SIZE = 192
 CENTRE = np.array([96.0, 80.0])

@@ -10,17 +10,11 @@ import numpy as np
 import torch
 from scipy.spatial import Delaunay, cKDTree
 
-INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
-"""MediaPipe indices around the mouth opening."""
-CHIN = 152
-FOREHEAD = 10
-CHEEKS = (234, 454)
+from difflistener.prepare.face_points import CHIN, EARS, FOREHEAD, INNER_LIPS, LIP_TOP
 
 GROUPS = {"face": 0, "mouth": 1, "hair": 2, "torso": 3}
-UPPER_LIP = 13
-"""At its height hair ends on a neck, if not below."""
 HAIR_ENDS = 0.98
-"""Share of the hair's pixels above which its lowest ones are left out."""
+"""Share of the hair's pixels, from the top, that say how far down it hangs: the rest are strays."""
 SHARES = {"face": 0.42, "mouth": 0.05, "hair": 0.25}
 """Share of the budget by group; the torso takes the rest."""
 
@@ -116,9 +110,9 @@ def _in_mouth(count, template, fields, generator):
 def _on_skull(count, template, reference, labels, generator):
     """Points on an ellipsoid around the skull whose projection falls on head or hair."""
     chin, forehead = template[CHIN], template[FOREHEAD]
-    width = np.linalg.norm(template[CHEEKS[0]] - template[CHEEKS[1]]) / 2
+    width = np.linalg.norm(template[EARS[0]] - template[EARS[1]]) / 2
     height = np.linalg.norm(chin - forehead) / 2
-    middle = (template[CHEEKS[0]] + template[CHEEKS[1]]) / 2
+    middle = (template[EARS[0]] + template[EARS[1]]) / 2
     centre = np.array([middle[0], (chin[1] + forehead[1]) / 2 - 0.35 * height, middle[2] + 0.35 * width])
     is_head = np.isin(reference.labels, [labels["head"], labels["hair"]])
     kept = []
@@ -154,7 +148,7 @@ def _on_torso(count, template, reference, labels, generator):
 
 def _neck_ramp(torso: np.ndarray, template: np.ndarray) -> np.ndarray:
     """How much torso points near the jaw go with the head: 1 at the jaw line, 0 well below the chin."""
-    half = np.linalg.norm(template[CHEEKS[0]] - template[CHEEKS[1]]) / 2
+    half = np.linalg.norm(template[EARS[0]] - template[EARS[1]]) / 2
     below = torso[:, 1] - (template[CHIN, 1] - 0.3 * half)
     beside = np.maximum(np.abs(torso[:, 0] - template[CHIN, 0]) - half, 0)
     return np.clip(1 - below / (0.9 * half), 0, 1) * np.exp(-((beside / half) ** 2))
@@ -183,8 +177,8 @@ def _colors(points, group, template, reference, labels):
     uv, _ = _pixel(points, reference)
     colors = reference.image[uv[:, 1], uv[:, 0]]
     hair, head = (reference.labels == labels[name] for name in ("hair", "head"))
-    back = (group == GROUPS["hair"]) & (points[:, 2] > template[list(CHEEKS), 2].mean())
+    back = (group == GROUPS["hair"]) & (points[:, 2] > template[EARS, 2].mean())
     if hair.any() and head.any():
-        is_hair = (points[:, 1] < template[UPPER_LIP, 1]) | (uv[:, 1] <= np.quantile(np.nonzero(hair)[0], HAIR_ENDS))
+        is_hair = (points[:, 1] < template[LIP_TOP, 1]) | (uv[:, 1] <= np.quantile(np.nonzero(hair)[0], HAIR_ENDS))
         colors[back] = np.where(is_hair[back, None], np.median(reference.image[hair], 0), np.median(reference.image[head], 0))
     return colors

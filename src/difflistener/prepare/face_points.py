@@ -9,6 +9,8 @@ from difflistener.motion import fill_gaps
 
 NUM_POINTS = 478
 
+NOSE_TIP, CHIN, FOREHEAD, LIP_TOP, LIP_BOTTOM = 1, 152, 10, 13, 14
+"""Lips: the middle of the opening's edges."""
 FACE_OVAL = np.array([10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,
                       148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109])
 """Outline, from the top of the forehead over the left ear and the chin (in that order)."""

@@ -17,10 +17,9 @@ import numpy as np
 
 from difflistener.clip import MASK_LABELS
 from difflistener.errors import require
+from difflistener.prepare.face_points import BROWS, CHIN, FACE_OVAL, FOREHEAD, INNER_LIPS, LIP_BOTTOM, LIP_TOP, NOSE_TIP
 from difflistener.prepare.landmarks import quiet
-from difflistener.prepare.face_points import BROWS, FACE_OVAL, INNER_LIPS
 
-NOSE_TIP, CHIN, FOREHEAD, LIP_TOP, LIP_BOTTOM = 1, 152, 10, 13, 14
 JAW = FACE_OVAL[11:26]
 """The oval from the left jaw angle over the chin to the right one."""
 EAR_LOBES = (361, 132)

@@ -20,7 +20,8 @@ import numpy as np
 from difflistener.clip import MASK_LABELS
 from difflistener.motion import fill_gaps
 from difflistener.prepare.align import LEVELS, STILL, USUAL_TURN, Patch, View, align, compose, inverse, make_patch, make_view
-from difflistener.prepare.masks import CHIN, FOREHEAD, SKIN
+from difflistener.prepare.face_points import CHIN, FOREHEAD
+from difflistener.prepare.masks import SKIN
 
 WORK_SIZE = 288
 """Longer side of the grey image that is aligned."""
